@@ -1,0 +1,83 @@
+"""What is known of a batch without loading it: samples, items and placeholders, as integers.
+
+Every rank holds the metadata of the global batch; only the ranks that work on a sample or an item load it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One image, clip or audio segment.
+
+    Args:
+        module: the encoder that turns it into rows.
+        key: names the item within its module; equal keys are the same item.
+        num_inputs: tokens that the encoder sees (patches, frames).
+        num_rows: rows that the encoder's last stage produces for it.
+    """
+
+    module: str
+    key: int
+    num_inputs: int
+    num_rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Placeholder:
+    """A run of ``item.num_rows`` token positions of a sample, from ``start``, filled by the item's rows."""
+
+    item: Item
+    start: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One training example.
+
+    Args:
+        index: names the sample within its source.
+        num_tokens: length of its sequence, placeholders included.
+        weight: its share of the loss's divisor, usually the number of target tokens.
+        placeholders: where items enter, ascending by start and disjoint.
+    """
+
+    index: int
+    num_tokens: int
+    weight: int
+    placeholders: tuple[Placeholder, ...] = ()
+
+
+class DataSource(Protocol):
+    """What a trainer's author implements to feed an Engine.
+
+    ``describe`` needs no pixels and gives the same answer on every rank. The loaders run only on the
+    ranks that need their result; each returned tensor's first dimension is ``num_tokens`` of the sample,
+    or ``num_inputs`` of the item, and the engine concatenates them along it.
+    """
+
+    def describe(self, index: int) -> Sample: ...
+
+    def load_sample(self, index: int) -> Mapping[str, Tensor]: ...
+
+    def load_item(self, module: str, key: int) -> Mapping[str, Tensor]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The samples of one step, over all microbatches and replicas, and where to load them from."""
+
+    source: DataSource
+    samples: tuple[Sample, ...]
+
+    @classmethod
+    def of(cls, source: DataSource, indices: Sequence[int]) -> Batch:
+        """The batch of the samples ``indices`` of ``source``."""
+        return cls(source, tuple(source.describe(index) for index in indices))
