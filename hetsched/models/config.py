@@ -1,84 +1,12 @@
-"""Sizes of the reference model, as a plan states them; imported by deciding code, so without torch."""
+"""The sizes of both modules of the reference model."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hetsched.errors import PlanError
+from hetsched.plan.model import LLMConfig, VisionConfig, stage_layers
 
-
-@dataclass(frozen=True, slots=True)
-class VisionConfig:
-    """Sizes of the vision encoder.
-
-    Args:
-        layers: transformer layers.
-        hidden: width of a patch's row.
-        heads: attention heads; divides ``hidden``.
-        ffn: inner width of the feed-forward layers.
-        patch: side of a square patch, in pixels.
-        merge: side of the square of neighboring patches that become one row of the LLM.
-
-    Raises:
-        PlanError: a size that cannot be built; ``field`` is relative to the model section.
-    """
-
-    layers: int
-    hidden: int
-    heads: int
-    ffn: int
-    patch: int
-    merge: int
-
-    def __post_init__(self) -> None:
-        _check_positive("vision", self)
-        _check_divides("vision.heads", self.heads, "vision.hidden", self.hidden)
-        if self.hidden % 4:
-            raise PlanError(
-                f"vision: hidden={self.hidden} is not a multiple of 4 (a sine and a cosine for each of row and column)",
-                field="vision.hidden",
-                fix=f"choose {self.hidden + -self.hidden % 4}",
-            )
-
-    @property
-    def patches_per_row(self) -> int:
-        """Patches that are merged into one row of the LLM."""
-        return self.merge * self.merge
-
-
-@dataclass(frozen=True, slots=True)
-class LLMConfig:
-    """Sizes of the decoder.
-
-    Args:
-        layers: transformer layers.
-        hidden: width of a token's row, and of the rows that encoders hand over.
-        heads: query heads; divides ``hidden`` into an even head size (rotary positions turn pairs).
-        kv_heads: key and value heads; divides ``heads``.
-        ffn: inner width of the SwiGLU layers.
-        vocab: number of token ids.
-
-    Raises:
-        PlanError: a size that cannot be built; ``field`` is relative to the model section.
-    """
-
-    layers: int
-    hidden: int
-    heads: int
-    kv_heads: int
-    ffn: int
-    vocab: int
-
-    def __post_init__(self) -> None:
-        _check_positive("llm", self)
-        _check_divides("llm.heads", self.heads, "llm.hidden", self.hidden)
-        _check_divides("llm.kv_heads", self.kv_heads, "llm.heads", self.heads)
-        if (self.hidden // self.heads) % 2:
-            raise PlanError(
-                f"llm: hidden={self.hidden} and heads={self.heads} give an odd head size, {self.hidden // self.heads}",
-                field="llm.heads",
-                fix="choose heads so that hidden / heads is even; rotary positions turn pairs of channels",
-            )
+__all__ = ["LLMConfig", "ModelConfig", "VisionConfig", "stage_layers"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,42 +15,3 @@ class ModelConfig:
 
     vision: VisionConfig
     llm: LLMConfig
-
-
-def stage_layers(layers: int, *, stage: int, num_stages: int, module: str) -> range:
-    """The layers of one stage: contiguous, and as even as can be.
-
-    Args:
-        layers: layers of the whole module.
-        stage: index of the stage, ``0 <= stage < num_stages``.
-        num_stages: stages of the module.
-        module: its name, for the message.
-
-    Raises:
-        PlanError: more stages than layers.
-    """
-    if num_stages > layers:
-        raise PlanError(
-            f"module {module}: {num_stages} stages cannot share {layers} layers",
-            field=f"modules.{module}.pp",
-            fix=f"at most {layers} stages, or more layers",
-        )
-    return range(stage * layers // num_stages, (stage + 1) * layers // num_stages)
-
-
-def _check_positive(section: str, config: VisionConfig | LLMConfig) -> None:
-    for name in config.__dataclass_fields__:
-        value = getattr(config, name)
-        if value < 1:
-            raise PlanError(f"{section}: {name}={value}", field=f"{section}.{name}", fix="a positive number")
-
-
-def _check_divides(field: str, part: int, whole_field: str, whole: int) -> None:
-    if whole % part:
-        section, _, name = field.partition(".")
-        choices = ", ".join(str(d) for d in range(1, whole + 1) if whole % d == 0)
-        raise PlanError(
-            f"{section}: {name}={part} does not divide {whole_field.partition('.')[2]}={whole}",
-            field=field,
-            fix=f"choose {name} from {choices}",
-        )

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 
-def initialize(stage: nn.Module, *, seed: int, module: str, dtype: torch.dtype, device: torch.device | str) -> None:
-    """Give a stage that was built on the meta device its memory and its initial weights.
+def initialize(stage: nn.Module, *, seed: int, module: str, dtype: torch.dtype) -> None:
+    """Give a stage its initial weights.
 
     Every parameter has a generator of its own, seeded by (seed, module, parameter's name), and is drawn in
     float64: any split of the model, in any dtype, holds the same weights up to rounding to that dtype.
@@ -21,14 +21,12 @@ def initialize(stage: nn.Module, *, seed: int, module: str, dtype: torch.dtype, 
         seed: seed of the run.
         module: name of the module that the stage belongs to.
         dtype: dtype of the parameters.
-        device: where they live; "meta" leaves them without contents.
     """
-    stage.to(dtype).to_empty(device=device)
+    stage.to(dtype)
     for prefix, part in stage.named_modules():
         for name, parameter in part.named_parameters(prefix, recurse=False):
-            if not parameter.is_meta:
-                with torch.no_grad():
-                    parameter.copy_(_initial(part, name, parameter.shape, seed=seed, module=module))
+            with torch.no_grad():
+                parameter.copy_(_initial(part, name, parameter.shape, seed=seed, module=module))
 
 
 def _initial(part: nn.Module, name: str, shape: torch.Size, *, seed: int, module: str) -> torch.Tensor:

@@ -7,10 +7,11 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from hetsched.models.config import ModelConfig
 from hetsched.models.init import initialize
 from hetsched.models.llm import LLMStage
 from hetsched.models.vit import VisionStage
+from hetsched.plan import Plan
+from hetsched.plan.model import LLMConfig, VisionConfig
 
 
 class HasStages(Protocol):
@@ -19,6 +20,9 @@ class HasStages(Protocol):
     @property
     def num_stages(self) -> int: ...
 
+    @property
+    def device(self) -> torch.device: ...
+
 
 class StageBuilder(Protocol):
     """Builds one stage of a module, and nothing of the others."""
@@ -26,34 +30,31 @@ class StageBuilder(Protocol):
     def __call__(self, stage: int, mesh: HasStages) -> nn.Module: ...
 
 
-def builders(
-    config: ModelConfig, *, seed: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
-) -> dict[str, StageBuilder]:
-    """Builders of the modules ``vision`` and ``llm``.
+def builders(plan: Plan) -> dict[str, StageBuilder]:
+    """Builders of the modules whose sizes the plan states.
 
-    Weights depend on the seed and on each parameter's name: however the modules are cut into stages,
+    Weights depend on the plan's seed and on each parameter's name: however the modules are cut into stages,
     together they hold the same weights under the same names.
-
-    Args:
-        config: sizes of the model.
-        seed: seed of the initial weights.
-        dtype: dtype of the parameters and of the computation.
-        device: where the parameters live.
 
     Returns:
         Module name -> builder.
     """
+    assert plan.model is not None, "the plan has no [model]"
+    return {name: _builder(plan, name, config) for name, config in plan.model.items()}
 
-    def build_vision(stage: int, mesh: HasStages) -> nn.Module:
-        with torch.device("meta"):
-            module = VisionStage(config.vision, out=config.llm.hidden, stage=stage, num_stages=mesh.num_stages)
-        initialize(module, seed=seed, module="vision", dtype=dtype, device=device)
+
+def _builder(plan: Plan, name: str, config: VisionConfig | LLMConfig) -> StageBuilder:
+    dtype = getattr(torch, plan.dtype)
+
+    def build(stage: int, mesh: HasStages) -> nn.Module:
+        module: nn.Module
+        with torch.random.fork_rng(devices=()), mesh.device:
+            if isinstance(config, VisionConfig):
+                out = plan.hidden(plan.sink)
+                module = VisionStage(config, out=out, stage=stage, num_stages=mesh.num_stages, module=name)
+            else:
+                module = LLMStage(config, stage=stage, num_stages=mesh.num_stages, module=name)
+        initialize(module, seed=plan.seed, module=name, dtype=dtype)
         return module
 
-    def build_llm(stage: int, mesh: HasStages) -> nn.Module:
-        with torch.device("meta"):
-            module = LLMStage(config.llm, stage=stage, num_stages=mesh.num_stages)
-        initialize(module, seed=seed, module="llm", dtype=dtype, device=device)
-        return module
-
-    return {"vision": build_vision, "llm": build_llm}
+    return build
