@@ -145,7 +145,7 @@ class Engine:
         work = RankStep(self.plan, step, rank=self.rank, channels=self._channels, device=self.device)
         problem: str | None = None
         try:
-            work.load(batch.source)
+            work.load(batch)
         except DataError as error:
             problem = str(error)
         failed = torch.tensor([problem is not None], dtype=torch.int32)

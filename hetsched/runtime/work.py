@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from hetsched.batch import DataSource
+from hetsched.batch import Batch
 from hetsched.layout.routes import Segment
 from hetsched.plan import Plan
 from hetsched.runtime.exchange import Channel
@@ -57,14 +57,14 @@ class RankStep:
         self._where = {name: grid.coordinates(rank) for name, grid in plan.grids.items() if rank in grid}
         self._inputs: dict[tuple[str, int], dict[str, Tensor]] = {}
 
-    def load(self, source: DataSource) -> None:
+    def load(self, batch: Batch) -> None:
         """Load the shares whose first or last stage is on this rank. Raises DataError."""
         dtype = getattr(torch, self._plan.dtype)
         for module, at in self._where.items():
             if at.pp not in (0, self._plan.modules[module].layout.pp - 1):
                 continue
             for m in range(self._plan.microbatches):
-                tensors = load_share(source, self._share(module, m))
+                tensors = load_share(batch, self._share(module, m))
                 self._inputs[module, m] = to_device(tensors, device=self._device, dtype=dtype)
 
     def num_tokens(self, module: str, microbatch: int) -> int:
