@@ -28,6 +28,7 @@ class Run:
 class CompiledProgram:
     messages: list[tuple[int, int, int, int]]
     def run(self, durations: Int64s, message_times: Int64s, slots: Int64s, is_rendezvous: bool) -> Run: ...
+    def lower_bound(self, durations: Int64s, message_times: Int64s) -> int: ...
 
 def compile_program(
     num_lanes: int,

@@ -3,9 +3,11 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
-#include <algorithm>
+#include <memory>
+#include <tuple>
 
 #include "bind/bind.h"
+#include "core/bound.h"
 #include "core/soundness.h"
 
 namespace hetsched {
@@ -23,8 +25,16 @@ std::vector<T> to_vector(const py::array_t<T, py::array::c_style>& array) {
 
 // A checked and wired program, to be run any number of times.
 struct Compiled {
-  std::int32_t num_names;
-  std::int32_t num_microbatches;
+  explicit Compiled(Program given) : program(std::move(given)), sites(program) {
+    check_complete(program, sites);
+    check_order_on_lanes(program, sites);
+    check_parameters(program, sites);
+    wiring = wire(program, sites);
+  }
+  Compiled(const Compiled&) = delete;  // sites refers to program
+
+  const Program program;
+  const Sites sites;
   Wiring wiring;
 };
 
@@ -51,13 +61,9 @@ Program program_of(std::int32_t num_lanes, std::int32_t num_microbatches, const 
 // The wired program, or the fault as a tuple: kind, lane, action, other lane, other action, wanted part or None.
 py::object compile(std::int32_t num_lanes, std::int32_t num_microbatches, const py::list& modules,
                    const py::list& edges, const Ints& parts, const py::tuple& begins) {
-  const Program program = program_of(num_lanes, num_microbatches, modules, edges, parts, begins);
   try {
-    const Sites sites(program);
-    check_complete(program, sites);
-    check_order_on_lanes(program, sites);
-    check_parameters(program, sites);
-    return py::cast(Compiled{program.num_names(), num_microbatches, wire(program, sites)});
+    return py::cast(
+        std::make_unique<Compiled>(program_of(num_lanes, num_microbatches, modules, edges, parts, begins)));
   } catch (const Fault& fault) {
     py::object wanted = py::none();
     if (fault.wanted) {
@@ -73,7 +79,13 @@ Run run_compiled(const Compiled& compiled, const Times& durations, const Times& 
                  bool is_rendezvous) {
   const Costs costs{to_vector(durations), to_vector(message_times), to_vector(slots), is_rendezvous};
   const py::gil_scoped_release release;
-  return run(compiled.wiring, costs, compiled.num_names, compiled.num_microbatches);
+  return run(compiled.wiring, costs, compiled.program.num_names(), compiled.program.num_microbatches);
+}
+
+Time lower_bound_of(const Compiled& compiled, const Times& durations, const Times& message_times) {
+  const Costs costs{to_vector(durations), to_vector(message_times), {}, false};
+  const py::gil_scoped_release release;
+  return lower_bound(compiled.program, compiled.sites, compiled.wiring, costs);
 }
 
 // (source, destination, SEND action, RECV action) of each message.
@@ -109,7 +121,8 @@ void bind_engine(py::module_& module) {
   py::class_<Compiled>(module, "CompiledProgram")
       .def_property_readonly("messages", &messages_of)
       .def("run", &run_compiled, py::arg("durations"), py::arg("message_times"), py::arg("slots"),
-           py::arg("is_rendezvous"));
+           py::arg("is_rendezvous"))
+      .def("lower_bound", &lower_bound_of, py::arg("durations"), py::arg("message_times"));
   module.def("compile_program", &compile, py::arg("num_lanes"), py::arg("num_microbatches"), py::arg("modules"),
              py::arg("edges"), py::arg("parts"), py::arg("begins"));
 }

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hetsched.check.deadlock import explain_deadlock
 from hetsched.check.explain import explain
 from hetsched.check.flat import Fault, FlatProgram, flatten
-from hetsched.check.memory import Memory, check_memory
+from hetsched.check.memory import check_memory
 from hetsched.errors import ScheduleError
 from hetsched.schedule.program import Program
+from hetsched.schedule.table import ActionTable
 
 Slots = int | Mapping[tuple[str, str], int] | None
 """How many messages fit into one channel, from their SEND until their RECV is done: as many as needed, a number, or
@@ -23,7 +25,7 @@ def validate(
     *,
     slots: Slots = None,
     rendezvous: bool = False,
-    memory: Memory | None = None,
+    memory: ActionTable | None = None,
     memory_limit: int | None = None,
 ) -> None:
     """Refuses a lowered program that is not complete, not in order, or cannot run to its end.
@@ -39,7 +41,7 @@ def validate(
             that its slot is free again as it ends.
         rendezvous: a SEND holds its lane until its RECVs are reached, as if there were no slots; a lane's
             messages to itself are exempt.
-        memory: bytes that forwards hold until their backward.
+        memory: of F: bytes that it acquires as it starts, until its B or W ends.
         memory_limit: the most bytes that a lane may hold; needs ``memory``.
 
     Raises:
@@ -79,7 +81,7 @@ def run_to_end(flat: FlatProgram, *, slots: Slots = None, rendezvous: bool = Fal
     raise ScheduleError(explain_deadlock(flat, run.waits, rendezvous=rendezvous, is_eager_sound=is_eager_sound))
 
 
-def slot_table(flat: FlatProgram, slots: Slots) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def slot_table(flat: FlatProgram, slots: Slots) -> NDArray[np.int64]:
     """Slots of a channel by (number of the name, direction); -1 for as many as needed.
 
     Raises:
