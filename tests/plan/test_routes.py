@@ -129,14 +129,22 @@ def test_every_pair_of_layouts_is_exact_and_least(first_consumer: int, cp: int) 
 
 @st.composite
 def holder_runs(draw: st.DrawFn, cuts: list[int], *, first_rank: int, covers_all: bool) -> list[HolderRun]:
-    """Runs between the cuts, each on any ranks, in any order and with gaps in the ranks' local rows."""
+    """Rows between two cuts on any ranks; each rank has them in any order, neighbors joined or not, with gaps."""
     ranks = range(first_rank, first_rank + draw(st.integers(1, 4)))
-    runs, next_row = [], dict.fromkeys(ranks, 0)
-    for start, end in draw(st.permutations(list(pairwise(cuts)))):
+    held: dict[int, list[tuple[int, int]]] = {rank: [] for rank in ranks}
+    for start, end in pairwise(cuts):
         for rank in draw(st.sets(st.sampled_from(ranks), min_size=int(covers_all))):
-            row = next_row[rank] + draw(st.integers(0, 2))
+            if held[rank] and held[rank][-1][1] == start and draw(st.booleans()):
+                held[rank][-1] = (held[rank][-1][0], end)
+            else:
+                held[rank].append((start, end))
+    runs = []
+    for rank in ranks:
+        row = 0
+        for start, end in draw(st.permutations(held[rank])):
+            row += draw(st.integers(0, 2))
             runs.append(HolderRun(rank, row, start, end - start))
-            next_row[rank] = row + end - start
+            row += end - start
     return runs
 
 
