@@ -6,6 +6,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+IntArray = NDArray[np.int64]
+
 def assign_longest_first(costs: Sequence[int], loads: Sequence[int]) -> list[int]: ...
 
 PartTuple: TypeAlias = tuple[int, int, int, int, int]
@@ -36,3 +38,7 @@ def compile_program(
     parts: Int32s,
     begins: tuple[Int32s, Int32s],
 ) -> CompiledProgram | FaultTuple: ...
+def forward_route(uses: IntArray, producers: IntArray, consumers: IntArray, host_of: IntArray) -> IntArray: ...
+def backward_route(
+    uses: IntArray, producers: IntArray, consumers: IntArray, host_of: IntArray, partial: bool
+) -> IntArray: ...

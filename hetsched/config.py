@@ -48,7 +48,10 @@ def read_table(cls: type[T], table: object, *, path: str = "") -> T:
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             kind = _NAMES.get(hints[name], "a value")
             raise PlanError(f"missing key {name!r}", field=_join(path, name), fix=f"add {name} = {kind}")
-    return cls(**values)
+    try:
+        return cls(**values)
+    except PlanError as error:
+        raise PlanError(error.problem, field=_join(path, error.field), fix=error.fix) from None
 
 
 def read_value(hint: Any, value: object, *, path: str) -> Any:

@@ -233,7 +233,7 @@ def _placeholders(shares: Iterable[Share], module: str) -> Iterable[Placeholder]
 
 def _cost(plan: Plan, module: str, num_tokens: int) -> int:
     """Work of one sequence, in units of attention's cost per pair of tokens: a layer's matrices cost 6 hidden."""
-    return attention_cost(num_tokens, 1, 6 * plan.hidden(module))
+    return attention_cost(num_tokens, quadratic=1, linear=6 * plan.hidden(module))
 
 
 def _cross(

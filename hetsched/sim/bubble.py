@@ -1,6 +1,7 @@
 """Where the idle time of a timeline comes from.
 
-Idle time of a lane is the makespan minus the time in which its compute engine is busy. It has five causes, which add up to it:
+Idle time of a lane is the makespan minus the time in which its compute engine is busy. It has five causes,
+which add up to it:
 
 - **warmup**: before the lane's first action.
 - **cooldown**: after its last action; all of the makespan for a lane without actions.
@@ -17,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import reduce
+from itertools import pairwise
 
 from hetsched.sim.timeline import Span, Stream, Timeline
 
@@ -66,7 +68,7 @@ def _of_lane(timeline: Timeline, lane: int) -> Bubble:
     busy = _busy(timeline.stream(lane, Stream.COMPUTE))
     if not busy:
         return Bubble(cooldown=timeline.makespan_ns)
-    gaps = [(end, start) for (_, end), (start, _) in zip(busy, busy[1:], strict=False) if end < start]
+    gaps = [(end, start) for (_, end), (start, _) in pairwise(busy) if end < start]
     messages = timeline.stream(lane, Stream.RECEIVE)
     transfer = sum(_awaited(messages, gap) for gap in gaps)
     between = sum(end - start for start, end in gaps)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Iterator
+from itertools import pairwise
 
 from hetsched.schedule.action import Action
 from hetsched.sim.messages import message_pairs
@@ -89,7 +90,7 @@ class _Causes:
             sent = [arrival[span] for span in timeline.stream(lane, Stream.SEND) if span in arrival]
             for engine in (sent, timeline.stream(lane, Stream.RECEIVE)):
                 in_turn = [span for span in engine if span.duration_ns]
-                for before, after in zip(in_turn, in_turn[1:], strict=False):
+                for before, after in pairwise(in_turn):
                     self._before[after].append(before)
 
     def _ready(self, place: _Place) -> Iterator[Span]:

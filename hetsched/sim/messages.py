@@ -28,8 +28,5 @@ def message_pairs(timeline: Timeline) -> Iterator[tuple[Span, Span]]:
 def _key(action: Action, *, source: int | None, destination: int | None) -> _MessageKey:
     """Equal for the SEND and the RECV of a message: the stage is that of the receiver, and an edge has but one."""
     is_forward = action.kind in (Kind.SEND_F, Kind.RECV_F)
-    if "->" in action.module:
-        stage = 0
-    else:
-        stage = action.stage + {Kind.SEND_F: 1, Kind.SEND_B: -1}.get(action.kind, 0)
-    return action.module, stage, is_forward, source, action.first, destination
+    stage = action.stage + {Kind.SEND_F: 1, Kind.SEND_B: -1}.get(action.kind, 0)
+    return action.module, 0 if "->" in action.module else stage, is_forward, source, action.first, destination
