@@ -190,7 +190,9 @@ def _share_samples(plan: Plan, samples: Sequence[Sample]) -> list[tuple[Share, .
     members: list[list[Sample]] = [[] for _ in range(plan.microbatches * num_replicas)]
     for sample, where in zip(samples, bins, strict=True):
         members[where].append(sample)
-    shares = [Share(tuple(ms), tuple(s.num_tokens for s in ms), sum(s.num_tokens for s in ms)) for ms in members]
+    shares = [
+        Share(tuple(ms), tuple(s.num_tokens for s in ms), sum(s.num_tokens for s in ms)) for ms in members
+    ]
     return [tuple(shares[m * num_replicas : (m + 1) * num_replicas]) for m in range(plan.microbatches)]
 
 

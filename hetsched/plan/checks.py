@@ -33,7 +33,9 @@ def _check_layout(plan: Plan, name: str, module: ModulePlan) -> None:
     path = f"modules.{name}.layout"
     for axis in ("tp", "cp", "dp", "pp", "vpp", "ep"):
         degree = getattr(module.layout, axis)
-        require(degree >= 1, f"module {name}: {axis}={degree}", field=f"{path}.{axis}", fix="a degree is at least 1")
+        require(
+            degree >= 1, f"module {name}: {axis}={degree}", field=f"{path}.{axis}", fix="a degree is at least 1"
+        )
     if plan.model is not None:
         for axis, count, noun in _divided(plan, name):
             degree = getattr(module.layout, axis)
@@ -151,10 +153,7 @@ def _check_graph(plan: Plan) -> None:
     edges = [(b.producer, b.consumer) for b in plan.boundaries]
     for i, edge in enumerate(edges):
         require(
-            edges.index(edge) == i,
-            f"boundary {'->'.join(edge)} is given twice",
-            field=f"boundaries[{i}]",
-            fix="remove one",
+            edges.index(edge) == i, f"boundary {'->'.join(edge)} is given twice", field=f"boundaries[{i}]", fix="remove one"
         )
     producers = {p for p, _ in edges}
     sinks = [name for name in plan.modules if name not in producers]

@@ -107,7 +107,9 @@ class RankStep:
         )
 
     def incoming(self, module: str, stage: int) -> Iterable[str]:
-        return [f"{b.producer}->{module}" for b in self._plan.boundaries if b.consumer == module and b.stage == stage]
+        return [
+            f"{b.producer}->{module}" for b in self._plan.boundaries if b.consumer == module and b.stage == stage
+        ]
 
     def outgoing(self, module: str, stage: int) -> Iterable[str]:
         last = self._plan.modules[module].layout.num_stages - 1

@@ -32,7 +32,7 @@ class CheckedSource:
         assert isinstance(sink, LLMConfig)
         self._source, self._vocab, self._placeholder_id = source, sink.vocab, placeholder_id
         self._vision = {name: c for name, c in plan.model.items() if isinstance(c, VisionConfig)}
-
+    
     def describe(self, index: int) -> Sample:
         """The sample's description. Raises DataError: an item's rows are not its patches / merge^2."""
         sample = self._source.describe(index)
