@@ -76,7 +76,7 @@ def _check(args: argparse.Namespace) -> int:
 
 def _show(args: argparse.Namespace) -> int:
     from hetsched.show.text import draw
-    from hetsched.sim.estimate import estimate_costs
+    from hetsched.estimate import estimate_costs
     from hetsched.sim.simulate import simulate
     from hetsched.stepplan import step_program
 
