@@ -56,12 +56,19 @@ def _parser() -> _Parser:
     show = commands.add_parser("show", help="draw the lanes of a plan's step over time")
     show.set_defaults(run=_show)
     train = commands.add_parser("train", help="train the reference model on the plan's data")
-    train.add_argument("--steps", type=int, help="optimizer steps, in place of the plan's")
+    train.add_argument("--steps", type=_positive, metavar="N", help="stop after N of the plan's steps")
     train.add_argument("--out", type=Path, help="folder of metrics.jsonl (default: runs/<plan's name>)")
     train.set_defaults(run=_train)
     for command in (check, show, train):
         command.add_argument("file", type=Path, metavar="PLAN", help="a plan, TOML")
     return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
 
 
 def _check(args: argparse.Namespace) -> int:
@@ -75,8 +82,8 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _show(args: argparse.Namespace) -> int:
-    from hetsched.show.text import draw
     from hetsched.estimate import estimate_costs
+    from hetsched.show.text import draw
     from hetsched.sim.simulate import simulate
     from hetsched.stepplan import step_program
 
@@ -90,7 +97,7 @@ def _train(args: argparse.Namespace) -> int:
     plan = load_plan(args.file)
     from hetsched.train.run import train_plan
 
-    print(train_plan(plan, steps=args.steps, out=args.out))
+    print(train_plan(plan, stop_after=args.steps, out=args.out))
     return 0
 
 
