@@ -65,10 +65,10 @@ def _parser() -> _Parser:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from hetsched.stepplan import training_step_program
+    from hetsched.stepplan import step_program
 
     plan = load_plan(args.file)
-    program = training_step_program(plan)
+    program = step_program(plan)
     num_actions = sum(len(lane) for lane in program.lanes)
     print(f"{args.file}: sound; {plan.world_size} ranks, {len(program.lanes)} lanes, {num_actions} actions a step")
     return 0
@@ -76,12 +76,13 @@ def _check(args: argparse.Namespace) -> int:
 
 def _show(args: argparse.Namespace) -> int:
     from hetsched.show.text import draw
+    from hetsched.estimate import estimate_costs
     from hetsched.sim.simulate import simulate
-    from hetsched.stepplan import default_costs, training_step_program
+    from hetsched.stepplan import step_program
 
     plan = load_plan(args.file)
-    program = training_step_program(plan)
-    print(draw(simulate(program, default_costs(plan))))
+    program = step_program(plan)
+    print(draw(simulate(program, estimate_costs(plan))))
     return 0
 
 
@@ -89,7 +90,7 @@ def _train(args: argparse.Namespace) -> int:
     plan = load_plan(args.file)
     from hetsched.train.run import train_plan
 
-    train_plan(plan, steps=args.steps, out=args.out)
+    print(train_plan(plan, steps=args.steps, out=args.out))
     return 0
 
 

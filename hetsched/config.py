@@ -63,7 +63,9 @@ def read_value(hint: Any, value: object, *, path: str) -> Any:
     if origin is typing.Literal:
         if value not in args or isinstance(value, bool):
             raise PlanError(
-                f"{path.rsplit('.', 1)[-1]} = {_shown(value)} is not known", field=path, fix=f"choose from {_list(args)}"
+                f"{path.rsplit('.', 1)[-1]} = {_shown(value)} is not known",
+                field=path,
+                fix=f"choose from {_list(args)}",
             )
         return value
     if origin is tuple:

@@ -5,17 +5,17 @@ Pure integers: every rank computes the same step plan without communication.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
-from hetsched.batch import Item, Placeholder, Sample
+from hetsched.batch import Item, Sample
 from hetsched.check.validate import validate
 from hetsched.errors import DataError
-from hetsched.layout.assign import assign_longest_first, attention_cost
+from hetsched.layout.assign import attention_cost
+from hetsched.layout.crossing import Crossing, Side, cross
 from hetsched.layout.placement import Edge, ModuleOnLanes, Topology, find_gangs, find_lanes
-from hetsched.layout.routes import Segment, backward_route, forward_route
+from hetsched.layout.shares import Cost, Share, share_items, share_samples
 from hetsched.lower.params import lower_gradient_reduction
 from hetsched.lower.transfers import lower_transfers
 from hetsched.plan import BoundaryPlan, Plan
@@ -25,59 +25,19 @@ from hetsched.schedule.registry import evaluation_program, training_program
 
 
 @dataclass(frozen=True)
-class Share:
-    """One replica's part of one microbatch of one module: sequences laid out one after the other.
-
-    Args:
-        members: the samples, or the items, in order.
-        lengths: tokens of each as the module sees them.
-        num_rows: rows that the module's last stage produces for them.
-    """
-
-    members: tuple[Sample | Item, ...]
-    lengths: tuple[int, ...]
-    num_rows: int
-
-    @property
-    def cu_seqlens(self) -> tuple[int, ...]:
-        """Boundaries of the sequences, from 0."""
-        return tuple(itertools.accumulate(self.lengths, initial=0))
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(self.lengths)
-
-
-@dataclass(frozen=True)
-class BoundaryStep:
-    """One microbatch's crossing of a boundary.
-
-    Args:
-        forward, backward: who copies which rows to whom; the backward adds up what arrives.
-        index: for each consumer replica, the rows of its packed sequence that arriving rows fill, in order.
-        produced: for each producer replica, the rows that it produces.
-    """
-
-    forward: tuple[Segment, ...]
-    backward: tuple[Segment, ...]
-    index: tuple[tuple[int, ...], ...]
-    produced: tuple[int, ...]
-
-
-@dataclass(frozen=True)
 class StepPlan:
     """What every rank does with one batch.
 
     Args:
         divisor: the weight of the global batch, which divides the loss.
         shares: ``(module, microbatch)`` -> for each replica (dp coordinate) its share.
-        boundaries: ``(edge name, microbatch)`` -> its crossing.
+        crossings: ``(edge name, microbatch)`` -> who copies which rows to whom.
         program: lowered and checked.
     """
 
     divisor: int
     shares: Mapping[tuple[str, int], tuple[Share, ...]]
-    boundaries: Mapping[tuple[str, int], BoundaryStep]
+    crossings: Mapping[tuple[str, int], Crossing]
     program: Program
 
 
@@ -111,41 +71,35 @@ def plan_step(plan: Plan, samples: Sequence[Sample], *, is_training: bool = True
     """
     for sample in samples:
         _check_sample(plan, sample)
+    _check_keys(samples)
     divisor = sum(sample.weight for sample in samples)
     if divisor <= 0:
         raise DataError("no sample of the batch has a target: their weights add up to 0")
-    shares = {(plan.sink, m): replicas for m, replicas in enumerate(_share_samples(plan, samples))}
-    for boundary in plan.boundaries:
-        per_microbatch = _share_items(plan, boundary, [shares[plan.sink, m] for m in range(plan.microbatches)])
-        shares |= {(boundary.producer, m): replicas for m, replicas in enumerate(per_microbatch)}
-    boundaries = {
-        (f"{b.producer}->{b.consumer}", m): _cross(plan, b, shares[b.producer, m], shares[b.consumer, m])
-        for b in plan.boundaries
-        for m in range(plan.microbatches)
+    sink, every = plan.sink, range(plan.microbatches)
+    by_module = {
+        sink: share_samples(
+            samples,
+            num_microbatches=plan.microbatches,
+            num_replicas=plan.modules[sink].layout.dp,
+            cost=_cost(plan, sink),
+        )
     }
-    return StepPlan(divisor, shares, boundaries, _program(plan, is_training))
+    for boundary in plan.boundaries:
+        by_module[boundary.producer] = share_items(
+            by_module[sink],
+            boundary.producer,
+            num_replicas=plan.modules[boundary.producer].layout.dp,
+            allowed=_replicas_with_work(plan, boundary),
+            cost=_cost(plan, boundary.producer),
+        )
+    shares = {(module, m): replicas[m] for module, replicas in by_module.items() for m in every}
+    crossings = {(b.name, m): _cross(plan, b, shares, m) for b in plan.boundaries for m in every}
+    return StepPlan(divisor, shares, crossings, step_program(plan, is_training=is_training))
 
 
-class _PlanKey:
-    """Compares plans by digest, so that programs can be remembered per plan."""
-
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-
-    def __hash__(self) -> int:
-        return hash(self.plan.digest)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _PlanKey) and other.plan.digest == self.plan.digest
-
-
-def _program(plan: Plan, is_training: bool) -> Program:
-    return _lowered(_PlanKey(plan), is_training)
-
-
-@lru_cache(maxsize=64)
-def _lowered(key: _PlanKey, is_training: bool) -> Program:
-    plan = key.plan
+@cache
+def step_program(plan: Plan, *, is_training: bool = True) -> Program:
+    """The lowered and checked program of a plan's steps."""
     topology, _ = make_topology(plan)
     generate = training_program if is_training else evaluation_program
     program = lower_transfers(
@@ -182,95 +136,41 @@ def _check_sample(plan: Plan, sample: Sample) -> None:
         end = placeholder.start + item.num_rows
 
 
-def _share_samples(plan: Plan, samples: Sequence[Sample]) -> list[tuple[Share, ...]]:
-    """For each microbatch the shares of the sink's replicas, longest samples first to the lightest bin."""
-    num_replicas = plan.modules[plan.sink].layout.dp
-    costs = [_cost(plan, plan.sink, sample.num_tokens) for sample in samples]
-    bins = assign_longest_first(costs, num_bins=plan.microbatches * num_replicas)
-    members: list[list[Sample]] = [[] for _ in range(plan.microbatches * num_replicas)]
-    for sample, where in zip(samples, bins, strict=True):
-        members[where].append(sample)
-    shares = [
-        Share(tuple(ms), tuple(s.num_tokens for s in ms), sum(s.num_tokens for s in ms)) for ms in members
-    ]
-    return [tuple(shares[m * num_replicas : (m + 1) * num_replicas]) for m in range(plan.microbatches)]
-
-
-def _share_items(plan: Plan, boundary: BoundaryPlan, sink: Sequence[tuple[Share, ...]]) -> list[tuple[Share, ...]]:
-    """For each microbatch the shares of an encoder's replicas; each item once per microbatch."""
-    module = boundary.producer
-    num_replicas = plan.modules[module].layout.dp
-    allowed = _replicas_with_work(plan, boundary)
-    loads = [0] * len(allowed)
-    result = []
-    for shares in sink:
-        items = list({p.item.key: p.item for p in _placeholders(shares, module)}.values())
-        costs = [_cost(plan, module, item.num_inputs) for item in items]
-        bins = assign_longest_first(costs, num_bins=len(allowed), loads=loads)
-        members: list[list[Item]] = [[] for _ in range(num_replicas)]
-        for item, cost, where in zip(items, costs, bins, strict=True):
-            members[allowed[where]].append(item)
-            loads[where] += cost
-        result.append(
-            tuple(Share(tuple(ms), tuple(i.num_inputs for i in ms), sum(i.num_rows for i in ms)) for ms in members)
-        )
-    return result
+def _check_keys(samples: Sequence[Sample]) -> None:
+    """Equal keys are the same item, so they have the same sizes."""
+    known: dict[tuple[str, int], Item] = {}
+    for sample in samples:
+        for item in (placeholder.item for placeholder in sample.placeholders):
+            if known.setdefault((item.module, item.key), item) != item:
+                raise DataError(
+                    f"sample {sample.index}: item {item.key} of module {item.module} has {item.num_inputs} inputs and "
+                    f"{item.num_rows} rows, but was described otherwise by another sample; give it a key of its own"
+                )
 
 
 def _replicas_with_work(plan: Plan, boundary: BoundaryPlan) -> list[int]:
     """The producer's replicas that the placement policy gives items to."""
     topology, lanes = make_topology(plan)
-    edge = topology.edge(f"{boundary.producer}->{boundary.consumer}")
-    ranks = {r for lane in encoder_lanes(topology, edge, policy=plan.schedule.encoder) for r in lanes[lane]}
+    allowed = encoder_lanes(topology, topology.edge(boundary.name), policy=plan.schedule.encoder)
+    ranks = {rank for lane in allowed for rank in lanes[lane]}
     grid = plan.grids[boundary.producer]
     return [dp for dp in range(grid.layout.dp) if ranks & set(grid.replica(dp, grid.layout.pp - 1))]
 
 
-def _placeholders(shares: Iterable[Share], module: str) -> Iterable[Placeholder]:
-    for share in shares:
-        for sample in share.members:
-            assert isinstance(sample, Sample)
-            yield from (p for p in sample.placeholders if p.item.module == module)
-
-
-def _cost(plan: Plan, module: str, num_tokens: int) -> int:
+def _cost(plan: Plan, module: str) -> Cost:
     """Work of one sequence, in units of attention's cost per pair of tokens: a layer's matrices cost 6 hidden."""
-    return attention_cost(num_tokens, quadratic=1, linear=6 * plan.hidden(module))
+    linear = 6 * plan.hidden(module)
+    return lambda num_tokens: attention_cost(num_tokens, quadratic=1, linear=linear)
 
 
 def _cross(
-    plan: Plan, boundary: BoundaryPlan, producers: tuple[Share, ...], consumers: tuple[Share, ...]
-) -> BoundaryStep:
-    """Routes of one microbatch over one boundary."""
+    plan: Plan, boundary: BoundaryPlan, shares: Mapping[tuple[str, int], tuple[Share, ...]], microbatch: int
+) -> Crossing:
     source, sink = plan.grids[boundary.producer], plan.grids[boundary.consumer]
-    produced_at: dict[int, int] = {}
-    producer_runs, start = [], 0
-    for dp, share in enumerate(producers):
-        producer_runs.append((source.rank(dp=dp, pp=source.layout.pp - 1), 0, start, share.num_rows))
-        for item in share.members:
-            assert isinstance(item, Item)
-            produced_at[item.key] = start
-            start += item.num_rows
-    uses, consumer_runs, index, use = [], [], [], 0
-    for dp, share in enumerate(consumers):
-        first_use, rows = use, []
-        for sample, row in zip(share.members, share.cu_seqlens, strict=False):
-            for placeholder in _placeholders_of(sample, boundary.producer):
-                count = placeholder.item.num_rows
-                uses.append((use, produced_at[placeholder.item.key], count))
-                rows.extend(range(row + placeholder.start, row + placeholder.start + count))
-                use += count
-        index.append(tuple(rows))
-        consumer_runs.append((sink.rank(dp=dp, pp=boundary.stage), 0, first_use, use - first_use))
-    producer_runs = [run for run in producer_runs if run[3]]
-    consumer_runs = [run for run in consumer_runs if run[3]]
-    backward = ()
-    if plan.has_backward(boundary.producer):
-        backward = backward_route(uses, producer_runs, consumer_runs, partial=False)
-    forward = forward_route(uses, producer_runs, consumer_runs)
-    return BoundaryStep(forward, backward, tuple(index), tuple(share.num_rows for share in producers))
-
-
-def _placeholders_of(sample: Sample | Item, module: str) -> Iterable[Placeholder]:
-    assert isinstance(sample, Sample)
-    return (p for p in sample.placeholders if p.item.module == module)
+    return cross(
+        Side(boundary.producer, source, source.layout.pp - 1),
+        shares[boundary.producer, microbatch],
+        Side(boundary.consumer, sink, boundary.stage),
+        shares[boundary.consumer, microbatch],
+        has_backward=plan.has_backward(boundary.producer),
+    )

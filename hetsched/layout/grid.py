@@ -64,9 +64,7 @@ class Grid:
     def coordinates(self, rank: int) -> Coordinates:
         """Where a global rank stands; the rank must be in the grid."""
         d, i = self.layout, self.ranks.index(rank)
-        return Coordinates(
-            tp=i % d.tp, cp=i // d.tp % d.cp, dp=i // (d.tp * d.cp) % d.dp, pp=i // (d.tp * d.cp * d.dp)
-        )
+        return Coordinates(tp=i % d.tp, cp=i // d.tp % d.cp, dp=i // (d.tp * d.cp) % d.dp, pp=i // (d.tp * d.cp * d.dp))
 
     def replica(self, dp: int, pp: int) -> tuple[int, ...]:
         """The tp x cp ranks that hold one pipeline rank of one replica, tp fastest."""

@@ -10,8 +10,8 @@ from torch import nn
 def sum_gradients(stage: nn.Module, group: dist.ProcessGroup | None) -> None:
     """Sum ``.grad`` of every trained parameter over ``group``, in float32 or wider, as one message.
 
-    A rank that did no work for a parameter takes part with zeros. Nothing is averaged: the loss is already divided by the
-    weight of the global batch.
+    A rank that did no work for a parameter takes part with zeros. Nothing is averaged: the loss is already
+    divided by the weight of the global batch.
 
     Args:
         stage: its parameters are the same, in the same order, on all ranks of the group.
@@ -26,7 +26,7 @@ def sum_gradients(stage: nn.Module, group: dist.ProcessGroup | None) -> None:
     wide = torch.promote_types(parameters[0].dtype, torch.float32)
     flat = torch.cat([p.grad.reshape(-1).to(wide) for p in parameters if p.grad is not None])
     dist.all_reduce(flat, group=group)
-    parts = flat.split([p.numel() for p in parameters])
+    parts = torch.split(flat, [p.numel() for p in parameters])
     for p, part in zip(parameters, parts, strict=True):
         assert p.grad is not None
         p.grad.copy_(part.view_as(p))

@@ -33,9 +33,7 @@ def _check_layout(plan: Plan, name: str, module: ModulePlan) -> None:
     path = f"modules.{name}.layout"
     for axis in ("tp", "cp", "dp", "pp", "vpp", "ep"):
         degree = getattr(module.layout, axis)
-        require(
-            degree >= 1, f"module {name}: {axis}={degree}", field=f"{path}.{axis}", fix="a degree is at least 1"
-        )
+        require(degree >= 1, f"module {name}: {axis}={degree}", field=f"{path}.{axis}", fix="a degree is at least 1")
     if plan.model is not None:
         for axis, count, noun in _divided(plan, name):
             degree = getattr(module.layout, axis)
@@ -139,21 +137,24 @@ def _check_graph(plan: Plan) -> None:
             module = getattr(boundary, end)
             require(
                 module in plan.modules,
-                f"boundary {boundary.producer}->{boundary.consumer}: there is no module {module!r}",
+                f"boundary {boundary.name}: there is no module {module!r}",
                 field=f"boundaries[{i}].{end}",
                 fix=f"use one of: {', '.join(plan.modules)}",
             )
         stages = plan.modules[boundary.consumer].layout.num_stages
         require(
             0 <= boundary.stage < stages,
-            f"boundary {boundary.producer}->{boundary.consumer}: stage {boundary.stage} of {stages}",
+            f"boundary {boundary.name}: stage {boundary.stage} of {stages}",
             field=f"boundaries[{i}].stage",
             fix=f"use 0 to {stages - 1}",
         )
     edges = [(b.producer, b.consumer) for b in plan.boundaries]
     for i, edge in enumerate(edges):
         require(
-            edges.index(edge) == i, f"boundary {'->'.join(edge)} is given twice", field=f"boundaries[{i}]", fix="remove one"
+            edges.index(edge) == i,
+            f"boundary {'->'.join(edge)} is given twice",
+            field=f"boundaries[{i}]",
+            fix="remove one",
         )
     producers = {p for p, _ in edges}
     sinks = [name for name in plan.modules if name not in producers]

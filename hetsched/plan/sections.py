@@ -51,6 +51,11 @@ class BoundaryPlan:
     hidden: int | None = None
     dtype: DType | None = None
 
+    @property
+    def name(self) -> str:
+        """The edge's name in programs: ``producer->consumer``."""
+        return f"{self.producer}->{self.consumer}"
+
 
 @dataclass(frozen=True)
 class SchedulePlan:
@@ -97,7 +102,7 @@ class TrainingPlan:
     evaluate_every: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=True)
 class Plan:
     """Everything that is static in a job; every rank holds an equal one.
 
@@ -156,6 +161,9 @@ class Plan:
     def has_backward(self, module: str) -> bool:
         """Whether the module takes part in the backward: it trains, or something behind it does."""
         return not self.modules[module].frozen or self.trains_behind(module)
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
 
     @cached_property
     def digest(self) -> str:

@@ -30,7 +30,8 @@ Builder = Callable[[int, ModuleMesh], nn.Module]
 class Engine:
     """Runs the steps of a plan on this rank.
 
-    torch.distributed must be initialized with ``plan.world_size`` ranks, and every rank makes an engine of an equal plan.
+    torch.distributed must be initialized with ``plan.world_size`` ranks, and every rank makes an engine of an
+    equal plan.
 
     Args:
         plan: the job's plan.
@@ -113,7 +114,7 @@ class Engine:
         }
 
     def clip_grad_norm(self, max_norm: float) -> float:
-        """Scale the gradients so that their norm over the whole model is at most ``max_norm``; returns the norm before."""
+        """Scale the gradients to a norm of at most ``max_norm`` over the whole model; returns the norm before."""
         squares = torch.zeros((), dtype=torch.float64)
         for (module, _), stage in self.stages.items():
             copies = self.plan.modules[module].layout.dp

@@ -31,7 +31,7 @@ class StepWork(Protocol):
 
     def meta(self, module: str, stage: int, microbatch: int, boundary: Mapping[str, BoundaryRows]) -> StageMeta: ...
 
-    def crossing(self, action: Action, microbatch: int) -> Crossing:
+    def move(self, action: Action, microbatch: int) -> Move:
         """What a transfer moves."""
 
     def boundary_index(self, edge: str, microbatch: int) -> Tensor: ...
@@ -46,7 +46,7 @@ class StepWork(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Crossing:
+class Move:
     """One microbatch of one edge in one direction: its channel, its segments, rows that arrive here."""
 
     channel: Channel
@@ -177,13 +177,13 @@ class Executor:
             if live is None:
                 continue
             assert live.output is not None
-            crossing = self._work.crossing(a, m)
-            if live.output.ndim != 2 or live.output.shape[1] != crossing.channel.hidden:
+            move = self._work.move(a, m)
+            if live.output.ndim != 2 or live.output.shape[1] != move.channel.hidden:
                 raise DataError(
                     f"stage {a.stage} of module {module} returned {list(live.output.shape)}, but the plan "
-                    f"declares rows of {crossing.channel.hidden}; change the stage or `hidden`"
+                    f"declares rows of {move.channel.hidden}; change the stage or `hidden`"
                 )
-            self._exchange.send(crossing.channel, crossing.route, live.output)
+            self._exchange.send(move.channel, move.route, live.output)
 
     def _send_backward(self, a: Action) -> None:
         for m in a.microbatches:
@@ -194,13 +194,13 @@ class Executor:
             leaf = live.boundary[a.module] if "->" in a.module else live.rows
             assert leaf is not None
             gradient = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
-            crossing = self._work.crossing(a, m)
-            self._exchange.send(crossing.channel, crossing.route, gradient)
+            move = self._work.move(a, m)
+            self._exchange.send(move.channel, move.route, gradient)
 
     def _receive(self, a: Action) -> None:
         for m in a.microbatches:
-            crossing = self._work.crossing(a, m)
-            arriving = self._exchange.receive(crossing.channel, crossing.route, crossing.num_rows)
+            move = self._work.move(a, m)
+            arriving = self._exchange.receive(move.channel, move.route, move.num_rows)
             self._arriving[a.module, a.kind, a.stage, m] = arriving
 
     def _arrived(self, module_or_edge: str, kind: Kind, stage: int, m: int) -> Tensor | None:

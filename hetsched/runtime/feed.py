@@ -10,8 +10,8 @@ from torch import Tensor
 
 from hetsched.batch import Batch, DataSource, Item, Sample
 from hetsched.errors import DataError
+from hetsched.layout.shares import Share
 from hetsched.runtime.stage import BoundaryRows, StageMeta
-from hetsched.stepplan import Share
 
 
 def load_share(batch: Batch, share: Share) -> dict[str, Tensor]:

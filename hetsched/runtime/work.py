@@ -9,13 +9,14 @@ from torch import Tensor
 
 from hetsched.batch import Batch
 from hetsched.layout.routes import Segment
+from hetsched.layout.shares import Share
 from hetsched.plan import Plan
 from hetsched.runtime.exchange import Channel
-from hetsched.runtime.executor import Crossing
+from hetsched.runtime.executor import Move
 from hetsched.runtime.feed import load_share, make_meta, to_device
 from hetsched.runtime.stage import BoundaryRows, StageMeta
 from hetsched.schedule.action import Action, Kind
-from hetsched.stepplan import Share, StepPlan
+from hetsched.stepplan import StepPlan
 
 _FORWARD = (Kind.SEND_F, Kind.RECV_F)
 
@@ -27,7 +28,7 @@ class Channels:
         self._channels: dict[tuple[str, int, bool], Channel] = {}
         for boundary in plan.boundaries:
             dtype = getattr(torch, boundary.dtype or plan.dtype)
-            self._add((f"{boundary.producer}->{boundary.consumer}", 0), plan.boundary_hidden(boundary), dtype)
+            self._add((boundary.name, 0), plan.boundary_hidden(boundary), dtype)
         for module, grid in plan.grids.items():
             for stage in range(grid.layout.num_stages - 1):
                 self._add((module, stage), plan.hidden(module), getattr(torch, plan.dtype))
@@ -74,10 +75,10 @@ class RankStep:
         share, inputs = self._share(module, microbatch), self._inputs.get((module, microbatch), {})
         return make_meta(share, microbatch=microbatch, inputs=inputs, boundary=boundary, device=self._device)
 
-    def crossing(self, action: Action, microbatch: int) -> Crossing:
+    def move(self, action: Action, microbatch: int) -> Move:
         is_forward = action.kind in _FORWARD
         if "->" in action.module:
-            return self._boundary_crossing(action, microbatch, is_forward)
+            return self._boundary_move(action, microbatch, is_forward)
         goes_on = action.kind in (Kind.SEND_F, Kind.RECV_B)
         stage = action.stage if goes_on else action.stage - 1
         share, at = self._share(action.module, microbatch), self._where[action.module]
@@ -86,11 +87,11 @@ class RankStep:
         ends = (first, second) if is_forward else (second, first)
         route = (Segment(ends[0], 0, ends[1], 0, share.num_tokens),) if share.num_tokens else ()
         channel = self._channels.of(action.module, stage, is_forward=is_forward)
-        return Crossing(channel, route, share.num_tokens)
+        return Move(channel, route, share.num_tokens)
 
-    def _boundary_crossing(self, action: Action, microbatch: int, is_forward: bool) -> Crossing:
+    def _boundary_move(self, action: Action, microbatch: int, is_forward: bool) -> Move:
         producer, consumer = action.module.split("->")
-        step = self._step.boundaries[action.module, microbatch]
+        step = self._step.crossings[action.module, microbatch]
         channel = self._channels.of(action.module, 0, is_forward=is_forward)
         if action.kind is Kind.RECV_F:
             num_rows = len(step.index[self._where[consumer].dp])
@@ -98,22 +99,20 @@ class RankStep:
             num_rows = step.produced[self._where[producer].dp]
         else:
             num_rows = 0
-        return Crossing(channel, step.forward if is_forward else step.backward, num_rows)
+        return Move(channel, step.forward if is_forward else step.backward, num_rows)
 
     def boundary_index(self, edge: str, microbatch: int) -> Tensor:
         replica = self._where[edge.split("->")[1]].dp
         return torch.tensor(
-            self._step.boundaries[edge, microbatch].index[replica], dtype=torch.int64, device=self._device
+            self._step.crossings[edge, microbatch].index[replica], dtype=torch.int64, device=self._device
         )
 
     def incoming(self, module: str, stage: int) -> Iterable[str]:
-        return [
-            f"{b.producer}->{module}" for b in self._plan.boundaries if b.consumer == module and b.stage == stage
-        ]
+        return [b.name for b in self._plan.boundaries if b.consumer == module and b.stage == stage]
 
     def outgoing(self, module: str, stage: int) -> Iterable[str]:
         last = self._plan.modules[module].layout.num_stages - 1
-        return [f"{module}->{b.consumer}" for b in self._plan.boundaries if b.producer == module and stage == last]
+        return [b.name for b in self._plan.boundaries if b.producer == module and stage == last]
 
     def needs_input_gradient(self, module_or_edge: str) -> bool:
         return self._plan.has_backward(module_or_edge.split("->")[0])

@@ -15,9 +15,7 @@ Generator = Callable[..., tuple[tuple[Action, ...], ...]]
 PIPELINES: dict[str, Generator] = {"1f1b": one_f_one_b}
 
 
-def training_program(
-    topology: Topology, *, sink: str, pipeline: str, encoder: str, num_microbatches: int
-) -> Program:
+def training_program(topology: Topology, *, sink: str, pipeline: str, encoder: str, num_microbatches: int) -> Program:
     """One training step, before lowering.
 
     Args:
@@ -36,9 +34,7 @@ def training_program(
     return place_encoders(topology, lanes, num_microbatches=num_microbatches, policy=encoder)
 
 
-def evaluation_program(
-    topology: Topology, *, sink: str, pipeline: str, encoder: str, num_microbatches: int
-) -> Program:
+def evaluation_program(topology: Topology, *, sink: str, pipeline: str, encoder: str, num_microbatches: int) -> Program:
     """The forwards of ``training_program`` alone; see there."""
     program = training_program(
         topology, sink=sink, pipeline=pipeline, encoder=encoder, num_microbatches=num_microbatches

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from hetsched.batch import DataSource, Item, Sample
+from hetsched.batch import DataSource, Sample
 from hetsched.errors import DataError
 from hetsched.models.llm import IGNORE
 from hetsched.plan import Plan
@@ -32,7 +32,7 @@ class CheckedSource:
         assert isinstance(sink, LLMConfig)
         self._source, self._vocab, self._placeholder_id = source, sink.vocab, placeholder_id
         self._vision = {name: c for name, c in plan.model.items() if isinstance(c, VisionConfig)}
-    
+
     def describe(self, index: int) -> Sample:
         """The sample's description. Raises DataError: an item's rows are not its patches / merge^2."""
         sample = self._source.describe(index)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import tempfile
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import ProcessContext, ProcessExitedException, start_processes
 
 from hetsched.errors import HetschedError, JobError
 
@@ -37,14 +38,16 @@ def launch(worker: Callable[..., None], *args: Any, num_ranks: int) -> None:
             dist.destroy_process_group()
         return
     with tempfile.TemporaryDirectory(prefix="hetsched-") as folder:
-        context = mp.start_processes(
-            _rank_main, args=(num_ranks, folder, worker, args), nprocs=num_ranks, join=False, start_method="spawn"
+        # One server imports torch (with the compiler, which its optimizers ask for) and then forks all ranks.
+        multiprocessing.set_forkserver_preload(["torch._dynamo", worker.__module__])
+        context = start_processes(  # type: ignore[no-untyped-call]
+            _rank_main, args=(num_ranks, folder, worker, args), nprocs=num_ranks, join=False, start_method="forkserver"
         )
         assert context is not None
         try:
             while not context.join(timeout=1.0, grace_period=GRACE_S):
                 pass
-        except mp.ProcessExitedException as error:
+        except ProcessExitedException as error:
             raise JobError(_what_happened(Path(folder), error)) from None
         finally:
             _end(context)
@@ -69,7 +72,7 @@ def _leave(folder: str, rank: int, message: str) -> None:
     os._exit(1)
 
 
-def _what_happened(folder: Path, error: mp.ProcessExitedException) -> str:
+def _what_happened(folder: Path, error: ProcessExitedException) -> str:
     """One message for the job: what each rank said of itself, or which signal ended the first."""
     said: dict[str, list[int]] = {}
     for path in sorted(folder.glob("rank-*"), key=lambda p: int(p.name.split("-")[1])):
@@ -81,7 +84,7 @@ def _what_happened(folder: Path, error: mp.ProcessExitedException) -> str:
     return "\n".join(f"rank {', '.join(map(str, ranks))}: {message}" for message, ranks in said.items())
 
 
-def _end(context: mp.ProcessContext) -> None:
+def _end(context: ProcessContext) -> None:
     """Leave no rank behind, whatever happened here."""
     for process in context.processes:
         if process.is_alive():
