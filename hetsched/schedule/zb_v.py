@@ -1,5 +1,4 @@
-"""ZB-V: two stages a lane, folded into a V, so that the last stage lies on the first lane and nothing waits for the
-turn.
+"""ZB-V: two stages a lane, folded into a V: the last stage lies on the first lane and nothing waits for the turn.
 
 Lane s has stage s, written F0 I0 W0 here, and stage 2P - 1 - s, written F1 I1 W1. Each lane goes through
 
