@@ -7,7 +7,7 @@
 #include <tuple>
 
 #include "bind/bind.h"
-#include "core/bound.h"
+#include "core/lower_bound.h"
 #include "core/soundness.h"
 
 namespace hetsched {

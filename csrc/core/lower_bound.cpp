@@ -1,4 +1,4 @@
-#include "core/bound.h"
+#include "core/lower_bound.h"
 
 #include <algorithm>
 #include <map>
