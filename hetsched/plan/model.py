@@ -99,7 +99,7 @@ def stage_layers(layers: int, *, stage: int, num_stages: int, module: str) -> ra
     if num_stages > layers:
         raise PlanError(
             f"module {module}: {num_stages} stages cannot share {layers} layers",
-            field=f"modules.{module}.pp",
+            field=f"modules.{module}.layout.pp",
             fix=f"at most {layers} stages, or more layers",
         )
     return range(stage * layers // num_stages, (stage + 1) * layers // num_stages)
