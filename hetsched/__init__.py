@@ -31,7 +31,7 @@ _NEEDS_TORCH = {
     "launch": "hetsched.train.launch",
 }
 
-__all__ = [  # noqa: RUF022  # the deciding half first
+__all__ = [
     "Batch",
     "DataError",
     "DataSource",

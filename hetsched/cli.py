@@ -60,7 +60,7 @@ def _parser() -> _Parser:
     show = commands.add_parser("show", examples=(SHOW,), help="draw the lanes of a plan's step over time")
     show.set_defaults(run=_show)
     train = commands.add_parser("train", examples=(TRAIN,), help="train the reference model on the plan's data")
-    train.add_argument("--steps", type=_count, help="optimizer steps, in place of the plan's")
+    train.add_argument("--steps", type=_positive, metavar="N", help="stop after N of the plan's steps")
     train.add_argument("--out", type=Path, help="folder of metrics.jsonl (default: runs/<plan's name>)")
     train.set_defaults(run=_train)
     for command in (check, show, train):
@@ -68,9 +68,9 @@ def _parser() -> _Parser:
     return parser
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 0")
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
     return int(text)
 
 
@@ -85,8 +85,8 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _show(args: argparse.Namespace) -> int:
+    from hetsched.estimate import estimate_costs
     from hetsched.show.text import draw
-    from hetsched.sim.estimate import estimate_costs
     from hetsched.sim.simulate import simulate
     from hetsched.stepplan import step_program
 
@@ -100,7 +100,7 @@ def _train(args: argparse.Namespace) -> int:
     plan = load_plan(args.file)
     from hetsched.train.run import train_plan
 
-    print(train_plan(plan, steps=args.steps, out=args.out))
+    print(train_plan(plan, stop_after=args.steps, out=args.out))
     return 0
 
 

@@ -98,7 +98,7 @@ class Rotary:
     sin_T1D: Tensor
 
     @classmethod
-    def of(cls, positions_T: Tensor, *, head_size: int, dtype: torch.dtype, base: float = 10_000.0) -> Rotary:
+    def of(cls, positions_T: Tensor, *, head_size: int, base: float, dtype: torch.dtype) -> Rotary:
         """Angles of ``positions_T`` for heads of ``head_size`` channels, kept in ``dtype``."""
         pair = torch.arange(head_size // 2, device=positions_T.device, dtype=torch.float64)
         angle = positions_T[:, None].double() * base ** (-2.0 * pair / head_size)

@@ -86,7 +86,7 @@ class LLMStage(nn.Module):
     def __init__(self, config: LLMConfig, *, stage: int, num_stages: int, module: str = "llm") -> None:
         super().__init__()
         layers = stage_layers(config.layers, stage=stage, num_stages=num_stages, module=module)
-        self.head_size = config.hidden // config.heads
+        self.head_size, self.rotary_base = config.hidden // config.heads, config.rotary_base
         self.embed = TokenEmbedding(config) if stage == 0 else None
         # Keyed by the index in the whole model, so that a parameter has one name in every split.
         self.layers = nn.ModuleDict({str(i): DecoderLayer(config) for i in layers})
@@ -97,7 +97,7 @@ class LLMStage(nn.Module):
             rows = self.embed(meta)
         assert rows is not None, "a stage after the first is given rows"
         padding = SequencePadding.of(meta.cu_seqlens, num_tokens=rows.shape[0], max_seqlen=meta.max_seqlen)
-        rotary = Rotary.of(meta.positions, head_size=self.head_size, dtype=rows.dtype)
+        rotary = Rotary.of(meta.positions, head_size=self.head_size, base=self.rotary_base, dtype=rows.dtype)
         for layer in self.layers.values():
             rows = layer(rows, padding, rotary)
         return rows if self.head is None else self.head(rows, meta.inputs["labels"])

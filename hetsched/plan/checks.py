@@ -10,8 +10,9 @@ from hetsched.config import require
 from hetsched.errors import PlanError
 from hetsched.plan.model import LLMConfig, VisionConfig
 from hetsched.plan.sections import DataPlan, ModulePlan, Plan, TrainingPlan, grid_ranks
+from hetsched.schedule.registry import PIPELINES
 
-UNBUILT = ("tp", "cp", "ep", "vpp")
+UNBUILT = ("tp", "cp", "ep")
 """Degrees that plans may name but the runtime does not build yet."""
 
 
@@ -59,14 +60,28 @@ def _check_layout(plan: Plan, name: str, module: ModulePlan) -> None:
             field=f"{path}.pp",
             fix=f"choose pp of at most {layers}",
         )
+    _check_virtual_stages(plan, name, module)
     for axis in UNBUILT:
         degree = getattr(module.layout, axis)
         require(
             degree == 1,
             f"module {name}: {axis}={degree} is not built yet",
             field=f"{path}.{axis}",
-            fix=f"leave {axis} at 1; dp and pp are built",
+            fix=f"leave {axis} at 1; dp, pp and vpp are built",
         )
+
+
+def _check_virtual_stages(plan: Plan, name: str, module: ModulePlan) -> None:
+    name_of_pipeline = plan.schedule.pipeline
+    wanted = PIPELINES[name_of_pipeline].num_virtual if name == plan.sink else 1
+    require(
+        wanted is None or module.layout.vpp == wanted,
+        f"module {name}: vpp={module.layout.vpp}, but "
+        + (f"{name_of_pipeline} has {wanted} virtual stages a lane" if name == plan.sink else "it is an encoder"),
+        field=f"modules.{name}.layout.vpp",
+        fix=f"write vpp = {wanted}"
+        + (", or choose another schedule.pipeline (interleaved takes any)" if name == plan.sink else ""),
+    )
 
 
 def _divided(plan: Plan, name: str) -> Iterator[tuple[str, int, str]]:

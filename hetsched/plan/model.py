@@ -59,6 +59,8 @@ class LLMConfig:
         kv_heads: key and value heads; divides ``heads``.
         ffn: inner width of the SwiGLU layers.
         vocab: number of token ids.
+        rotary_base: the slowest rotary position turns once in about 6 times as many tokens; short sequences
+            want a small one.
 
     Raises:
         PlanError: a size that cannot be built; ``field`` is relative to this table.
@@ -71,6 +73,7 @@ class LLMConfig:
     kv_heads: int
     ffn: int
     vocab: int
+    rotary_base: int = 10_000
 
     def __post_init__(self) -> None:
         _check_positive(self)

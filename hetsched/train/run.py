@@ -20,12 +20,12 @@ from hetsched.train.launch import launch
 from hetsched.train.trainer import Evaluation, Trainer
 
 
-def train_plan(plan: Plan, *, steps: int | None = None, out: Path | None = None) -> Path:
+def train_plan(plan: Plan, *, stop_after: int | None = None, out: Path | None = None) -> Path:
     """Train as the plan says, on as many processes as it has ranks.
 
     Args:
         plan: with model, data and training.
-        steps: optimizer steps, in place of the plan's.
+        stop_after: end after so many steps of the plan's; the learning rate's schedule stays the plan's.
         out: folder of metrics.jsonl; ``runs/<name>`` by default.
 
     Returns:
@@ -39,7 +39,7 @@ def train_plan(plan: Plan, *, steps: int | None = None, out: Path | None = None)
     out = Path("runs", plan.name) if out is None else out
     out.mkdir(parents=True, exist_ok=True)
     metrics = out / "metrics.jsonl"
-    launch(_train_rank, plan, steps, metrics, num_ranks=plan.world_size)
+    launch(_train_rank, plan, stop_after, metrics, num_ranks=plan.world_size)
     return metrics
 
 
@@ -54,10 +54,10 @@ def _check_sections(plan: Plan) -> None:
         raise PlanError(problem, field="modules", fix=f"have one encoder, named {ENCODER}", source=plan.source)
 
 
-def _train_rank(plan: Plan, steps: int | None, metrics: Path) -> None:
+def _train_rank(plan: Plan, stop_after: int | None, metrics: Path) -> None:
     assert plan.training is not None
     trainer = Trainer(plan)
-    num_steps = plan.training.steps if steps is None else steps
+    num_steps = plan.training.steps if stop_after is None else min(stop_after, plan.training.steps)
     if dist.get_rank() != 0:
         trainer.train(num_steps, after_step=lambda *_: None)
         trainer.evaluate()

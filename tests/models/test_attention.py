@@ -83,7 +83,7 @@ def test_rotary_scores_depend_on_the_distance_alone() -> None:
 
     def score(query_at: int, key_at: int) -> float:
         def at(x: Tensor, position: int) -> Tensor:
-            return Rotary.of(torch.tensor([position]), head_size=8, dtype=torch.float64).turn(x)
+            return Rotary.of(torch.tensor([position]), head_size=8, base=10_000, dtype=torch.float64).turn(x)
 
         return (at(q, query_at) * at(k, key_at)).sum().item()
 
