@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from hetsched.config import require
 from hetsched.errors import PlanError
-from hetsched.plan.model import LLMConfig, VisionConfig
+from hetsched.plan.model import LLMConfig, VisionConfig, divisors
 from hetsched.plan.sections import DataPlan, ModulePlan, Plan, TrainingPlan, grid_ranks
 from hetsched.schedule.registry import PIPELINES
 
@@ -47,11 +47,10 @@ def _check_layout(plan: Plan, name: str, module: ModulePlan) -> None:
         for axis, count, noun in _divided(plan, name):
             degree = getattr(module.layout, axis)
             if count % degree:
-                divisors = ", ".join(str(d) for d in range(1, count + 1) if count % d == 0)
                 raise PlanError(
                     f"module {name}: {axis}={degree} does not divide {noun}={count}",
                     field=f"{path}.{axis}",
-                    fix=f"choose {axis} from {divisors}",
+                    fix=f"choose {axis} from {divisors(count)}",
                 )
         layers = plan.model[name].layers
         require(
