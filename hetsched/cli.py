@@ -6,21 +6,26 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from hetsched.errors import HetschedError
 from hetsched.plan import load_plan
 
-EXAMPLES = """\
-examples:
-  hetsched check examples/digits/colocated.toml
-  hetsched show examples/digits/colocated.toml
-  hetsched train examples/digits/colocated.toml --steps 200
-"""
+CHECK = "hetsched check examples/digits/colocated.toml"
+SHOW = "hetsched show examples/digits/colocated.toml"
+TRAIN = "hetsched train examples/digits/colocated.toml --steps 200"
 
 
 class _Parser(argparse.ArgumentParser):
-    """Usage errors are one line and exit 2."""
+    """Help opens with examples; usage errors are one line and exit 2."""
+
+    def __init__(self, *, examples: Sequence[str], **settings: Any) -> None:
+        super().__init__(**settings)
+        self._examples = examples
+
+    def format_help(self) -> str:
+        examples = "".join(f"  {example}\n" for example in self._examples)
+        return f"examples:\n{examples}\n{super().format_help()}"
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
@@ -45,17 +50,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> _Parser:
     parser = _Parser(
+        examples=(CHECK, SHOW, TRAIN),
         prog="hetsched",
         description="Train multimodal models in which every module keeps its own parallel layout.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
-    check = commands.add_parser("check", help="say whether a plan can be run as written")
+    check = commands.add_parser("check", examples=(CHECK,), help="say whether a plan can be run as written")
     check.set_defaults(run=_check)
-    show = commands.add_parser("show", help="draw the lanes of a plan's step over time")
+    show = commands.add_parser("show", examples=(SHOW,), help="draw the lanes of a plan's step over time")
     show.set_defaults(run=_show)
-    train = commands.add_parser("train", help="train the reference model on the plan's data")
+    train = commands.add_parser("train", examples=(TRAIN,), help="train the reference model on the plan's data")
     train.add_argument("--steps", type=_positive, metavar="N", help="stop after N of the plan's steps")
     train.add_argument("--out", type=Path, help="folder of metrics.jsonl (default: runs/<plan's name>)")
     train.set_defaults(run=_train)
@@ -65,10 +69,9 @@ def _parser() -> _Parser:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
+    return int(text)
 
 
 def _check(args: argparse.Namespace) -> int:

@@ -34,9 +34,11 @@ class CheckedSource:
         self._vision = {name: c for name, c in plan.model.items() if isinstance(c, VisionConfig)}
 
     def describe(self, index: int) -> Sample:
-        """The sample's description. Raises DataError: an item's rows are not its patches / merge^2."""
+        """The sample's description. Raises DataError: an unknown encoder, or rows that are not patches / merge^2."""
         sample = self._source.describe(index)
         for item in (placeholder.item for placeholder in sample.placeholders):
+            if item.module not in self._vision:
+                raise DataError(f"sample {index}: image {item.key} is for {item.module!r}, no encoder of the plan")
             per_row = self._vision[item.module].patches_per_row
             if item.num_inputs != item.num_rows * per_row:
                 raise DataError(
