@@ -125,6 +125,8 @@ def test_packed_images_give_the_rows_of_each_image_alone() -> None:
         alone.append(stage(None, meta_of([length], piece)))
         start += length
     torch.testing.assert_close(packed, torch.cat(alone), rtol=1e-12, atol=1e-12)
+    without_bounds = stage(None, meta_of([24], inputs))
+    assert not torch.allclose(without_bounds, torch.cat(alone), rtol=1e-3), "the oracle cannot fail"
 
 
 def test_packed_samples_give_the_summed_loss_of_each_sample_alone() -> None:
@@ -134,6 +136,8 @@ def test_packed_samples_give_the_summed_loss_of_each_sample_alone() -> None:
     first, _ = stage(None, meta_of([5], {name: tensor[:5] for name, tensor in inputs.items()}))
     second, _ = stage(None, meta_of([6], {name: tensor[5:] for name, tensor in inputs.items()}))
     torch.testing.assert_close(packed, first + second, rtol=1e-12, atol=1e-12)
+    without_bounds, _ = stage(None, meta_of([11], inputs))
+    assert abs(without_bounds - packed) > 1e-3, "the oracle cannot fail"
 
 
 @pytest.mark.parametrize("lengths", [[], [0], [0, 0]], ids=str)
