@@ -4,6 +4,8 @@ Shape suffixes: T packed tokens, S sequences, L longest of them, H query heads, 
 D head size, C hidden size.
 """
 
+# ruff: noqa: N803, N806, N812, N815 - shape suffixes are capitals, and F is torch's own name
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -133,4 +135,5 @@ class SelfAttention(nn.Module):
         q, k, v = (project(x_TC).unflatten(-1, (-1, self.head_size)) for project in (self.q, self.k, self.v))
         if rotary is not None:
             q, k = rotary.turn(q), rotary.turn(k)
-        return self.o(packed_attention(q, k, v, padding=padding, causal=self.causal).flatten(1))
+        out_TC: Tensor = self.o(packed_attention(q, k, v, padding=padding, causal=self.causal).flatten(1))
+        return out_TC

@@ -122,7 +122,8 @@ class DigitsSource:
     def _scan(self, scan: int, variant: int) -> NDArray[np.float32]:
         if scan not in self._variants:
             self._variants[scan] = self._augmentation.variants(scan, num_variants=NUM_VARIANTS, seed=self.seed)
-        return self._variants[scan][variant]
+        shown: NDArray[np.float32] = self._variants[scan][variant]
+        return shown
 
 
 @cache
