@@ -4,8 +4,6 @@ Shape suffixes: T packed tokens, S sequences, L longest of them, H query heads, 
 D head size, C hidden size.
 """
 
-# ruff: noqa: N803, N806, N812, N815 - shape suffixes are capitals, and F is torch's own name
-
 from __future__ import annotations
 
 from dataclasses import dataclass

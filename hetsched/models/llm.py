@@ -3,8 +3,6 @@
 Shape suffixes: T packed tokens, C hidden size, V vocabulary.
 """
 
-# ruff: noqa: N803, N806, N812 - shape suffixes are capitals, and F is torch's own name
-
 from __future__ import annotations
 
 import torch

@@ -6,8 +6,6 @@ Patches arrive so that the ``merge x merge`` neighbors that become one row of th
 Shape suffixes: T patches of all images, P pixels of a patch, C hidden size, Q a quarter of it.
 """
 
-# ruff: noqa: N803, N806, N812 - shape suffixes are capitals, and F is torch's own name
-
 from __future__ import annotations
 
 import torch
