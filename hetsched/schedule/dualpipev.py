@@ -39,10 +39,7 @@ def _without(actions: Iterator[Action], num_microbatches: int) -> Iterator[Actio
     """The actions on existing microbatches; of a fused pair the part that is left."""
     for action in actions:
         kept = [part for part in action.flat() if part.first is not None and part.first < num_microbatches]
-        if len(kept) == len(action.parts):
-            yield action
-        else:
-            yield from kept
+        yield from [action] if len(kept) == len(list(action.flat())) else kept
 
 
 @dataclass
