@@ -13,8 +13,9 @@ I1 and W a backward in two halves, of which the W wait in a queue. Each lane goe
     8. nW
 
 Source: DeepSeek-V3 technical report (arXiv 2412.19437), section 3.2.1, and the README of deepseek-ai/DualPipe. Where
-F = I = W and M >= 2P the bubble is (P - 1)(F&B + B - 3W) for P lanes, with at most 2P + 1 live activations of one stage.
-With fewer microbatches the same order is kept without those that are not there.
+F = I = W and M >= 2P the bubble is (P - 1)(F&B + B - 3W) for P lanes, on the last lane if a pair costs anything but
+F + B, with at most 2P + 1 live activations of one stage. With fewer microbatches the same order is kept without those
+that are not there.
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ def test_dualpipev_where_all_costs_are_equal(p: int) -> None:
 
 
 @pytest.mark.parametrize("pair", [4, 5, 7])
-def test_dualpipev_has_the_bubble_of_the_paper_on_its_last_lane_for_any_cost_of_a_pair_from_that_of_b(pair: int) -> None:
+def test_dualpipev_has_its_bubble_on_the_last_lane_whatever_a_pair_costs(pair: int) -> None:
     for p in (2, 3, 8):
         found = outcome("dualpipev", p, 2 * p + 3, F=2, I=2, W=2, OVERLAP_F_B=pair)
         assert found.makespan - found.work[-1] == (p - 1) * (pair + 4 - 3 * 2)
