@@ -15,7 +15,10 @@ from hetsched.sim.timeline import Timeline
 from hetsched.stepplan import step_program
 
 HELP = "say whether a plan or a program is sound"
-EXAMPLE = "example: hetsched check program.csv"
+EXAMPLES = (
+    "hetsched check examples/digits/colocated.toml",
+    "hetsched check program.csv",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -11,14 +11,7 @@ from hetsched.cli import check, export, show, simulate, train
 from hetsched.cli.usage import Parser, UsageError
 from hetsched.errors import HetschedError
 
-EXAMPLES = """\
-examples:
-  hetsched simulate --schedule 1f1b --stages 4 --microbatches 8 --cost F=1,B=2
-  hetsched check examples/digits/colocated.toml
-  hetsched show --schedule zb-h1 --stages 4 --microbatches 8 --cost F=1,I=1,W=1
-  hetsched export program.json --format torch-csv -o program.csv
-  hetsched train examples/digits/colocated.toml --steps 200
-"""
+COMMANDS = (check, show, simulate, export, train)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = args.run(args)
         sys.stdout.flush()
     except UsageError as error:
-        print(f"hetsched {args.command}: {error}; see hetsched {args.command} --help", file=sys.stderr)
+        print(f"hetsched {args.command}: {error}", file=sys.stderr)
         return 2
     except HetschedError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
@@ -52,20 +45,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> Parser:
     parser = Parser(
+        examples=[command.EXAMPLES[0] for command in COMMANDS],
         prog="hetsched",
         description="Train multimodal models in which every module keeps its own parallel layout.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
-    for command in (check, show, simulate, export, train):
+    for command in COMMANDS:
         name = command.__name__.rpartition(".")[2]
-        subparser = commands.add_parser(
-            name,
-            help=command.HELP,
-            description=command.EXAMPLE,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
+        subparser = commands.add_parser(name, examples=command.EXAMPLES, help=command.HELP)
         command.add_arguments(subparser)
         subparser.set_defaults(run=command.run)
     return parser

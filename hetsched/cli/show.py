@@ -21,11 +21,10 @@ from hetsched.sim.timeline import Timeline
 from hetsched.stepplan import step_program
 
 HELP = "draw the lanes of a step over time"
-EXAMPLE = """\
-examples:
-  hetsched show examples/digits/colocated.toml
-  hetsched show --schedule 1f1b --stages 4 --microbatches 8 --cost F=1,B=2
-"""
+EXAMPLES = (
+    "hetsched show examples/digits/colocated.toml",
+    "hetsched show --schedule 1f1b --stages 4 --microbatches 8 --cost F=1,B=2",
+)
 _WIDTH = 120
 _MARGIN = 30
 

@@ -18,7 +18,10 @@ from hetsched.sim.simulate import simulate
 from hetsched.sim.timeline import Timeline
 
 HELP = "time a schedule: makespan, bubble by cause, live microbatches"
-EXAMPLE = "example: hetsched simulate --schedule 1f1b --stages 4 --microbatches 8 --cost F=1,B=2 --json"
+EXAMPLES = (
+    "hetsched simulate --schedule 1f1b --stages 4 --microbatches 8 --cost F=1,B=2",
+    "hetsched simulate --schedule zb-v --stages 8 --microbatches 16 --cost F=1,I=1,W=1 --json",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

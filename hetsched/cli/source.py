@@ -35,8 +35,10 @@ def load(path: Path) -> Source:
         PlanError: the plan cannot be run as written.
         ScheduleError: the file is empty, is none of these, or its program is not sound.
     """
-    text = _read(path)
+    if not path.is_file():
+        raise UsageError(f"there is no file {path}")
     kind = path.suffix.lower().removeprefix(".")
+    text = "" if kind == "toml" else _read(path)
     if kind not in ("toml", "json", "csv"):
         kind = _guess(text)
     if kind == "toml":
@@ -84,8 +86,6 @@ def complete(program: Program) -> Program:
 
 
 def _read(path: Path) -> str:
-    if not path.is_file():
-        raise UsageError(f"there is no file {path}")
     try:
         text = path.read_bytes().decode()
     except OSError as error:

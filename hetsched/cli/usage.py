@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from typing import NoReturn
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 
 class UsageError(Exception):
@@ -11,7 +12,15 @@ class UsageError(Exception):
 
 
 class Parser(argparse.ArgumentParser):
-    """Usage errors are one line and exit 2."""
+    """Help opens with examples; usage errors are one line and exit 2."""
+
+    def __init__(self, *, examples: Sequence[str], **settings: Any) -> None:
+        super().__init__(**settings)
+        self._examples = examples
+
+    def format_help(self) -> str:
+        examples = "".join(f"  {example}\n" for example in self._examples)
+        return f"examples:\n{examples}\n{super().format_help()}"
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
@@ -19,7 +28,6 @@ class Parser(argparse.ArgumentParser):
 
 def positive(text: str) -> int:
     """An argument that is an integer of at least 1."""
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
+    return int(text)

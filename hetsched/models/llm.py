@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hetsched.models.attention import Rotary, SelfAttention, SequencePadding
-from hetsched.models.config import LLMConfig, stage_layers
+from hetsched.plan.model import LLMConfig, stage_layers
 from hetsched.runtime.stage import StageMeta
 
 IGNORE = -100

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hetsched.models.attention import SelfAttention, SequencePadding
-from hetsched.models.config import VisionConfig, stage_layers
+from hetsched.plan.model import VisionConfig, stage_layers
 from hetsched.runtime.stage import StageMeta
 
 

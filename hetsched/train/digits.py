@@ -18,6 +18,9 @@ from hetsched.train.questions import DEFAULT_MIX, NUM_VARIANTS, TOKENIZER, Numbe
 from hetsched.train.scans import SIDE, Augmentation, Split
 from hetsched.train.tokenizer import END, IMAGE
 
+ENCODER = "vision"
+"""The module whose items the images are."""
+
 
 class DigitsSource:
     """Questions about images of numbers; a `hetsched.batch.DataSource`.
@@ -114,7 +117,7 @@ class DigitsSource:
     def _item(self, image: NumberImage) -> Item:
         patches_per_row = self.merge * self.merge
         num_patches = len(image.scans) * (SIDE // self.patch) ** 2
-        return Item("vision", image.key, num_patches, num_patches // patches_per_row)
+        return Item(ENCODER, image.key, num_patches, num_patches // patches_per_row)
 
     def _scan(self, scan: int, variant: int) -> NDArray[np.float32]:
         if scan not in self._variants:

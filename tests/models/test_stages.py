@@ -8,20 +8,33 @@ import torch
 from torch import Tensor, nn
 
 from hetsched.errors import PlanError
-from hetsched.models.config import LLMConfig, ModelConfig, VisionConfig, stage_layers
 from hetsched.models.multimodal import builders
 from hetsched.models.vit import sincos_2d
+from hetsched.plan import parse_plan
+from hetsched.plan.model import stage_layers
 from hetsched.runtime.stage import BoundaryRows, StageMeta
 
-CONFIG = ModelConfig(
-    vision=VisionConfig(layers=3, hidden=16, heads=2, ffn=24, patch=2, merge=2),
-    llm=LLMConfig(layers=4, hidden=24, heads=4, kv_heads=2, ffn=32, vocab=11),
-)
+PLAN = """
+name = "stages"
+world_size = 1
+microbatches = 1
+dtype = "{dtype}"
+seed = {seed}
+modules = {{ vision.first_rank = 0, llm.first_rank = 0 }}
+boundaries = [{{ producer = "vision", consumer = "llm" }}]
+
+[model]
+vision = {{ kind = "vision", layers = 3, hidden = 16, heads = 2, ffn = 24, patch = 2, merge = 2 }}
+llm = {{ kind = "decoder", layers = 4, hidden = 24, heads = 4, kv_heads = 2, ffn = 32, vocab = 11 }}
+"""
 
 
-def build(module: str, num_stages: int, *, dtype: torch.dtype = torch.float64, seed: int = 3) -> list[nn.Module]:
-    builder = builders(CONFIG, seed=seed, dtype=dtype)[module]
-    return [builder(stage, SimpleNamespace(num_stages=num_stages)) for stage in range(num_stages)]
+def build(
+    module: str, num_stages: int, *, dtype: str = "float64", seed: int = 3, device: str = "cpu"
+) -> list[nn.Module]:
+    builder = builders(parse_plan(PLAN.format(dtype=dtype, seed=seed)))[module]
+    mesh = SimpleNamespace(num_stages=num_stages, device=torch.device(device))
+    return [builder(stage, mesh) for stage in range(num_stages)]
 
 
 def run(stages: list[nn.Module], meta: StageMeta) -> Tensor | tuple[Tensor, ...]:
@@ -69,7 +82,7 @@ def test_weights_depend_on_the_seed_and_on_the_name() -> None:
 
 
 def test_float32_weights_are_the_rounded_float64_ones() -> None:
-    for name, parameter in named(build("vision", 1, dtype=torch.float32)).items():
+    for name, parameter in named(build("vision", 1, dtype="float32")).items():
         assert parameter.dtype == torch.float32
         assert torch.equal(parameter, named(build("vision", 1))[name].float())
 
@@ -81,8 +94,8 @@ def test_building_leaves_the_global_random_state_alone() -> None:
 
 
 def test_stages_on_the_meta_device_hold_no_memory() -> None:
-    stage = builders(CONFIG, seed=0, device="meta")["llm"](0, SimpleNamespace(num_stages=1))
-    assert all(parameter.is_meta for parameter in stage.parameters())
+    stages = build("llm", 2, device="meta")
+    assert all(parameter.is_meta for parameter in named(stages).values())
 
 
 @pytest.mark.parametrize("num_stages", [2, 3])
@@ -209,7 +222,7 @@ def test_stages_cover_all_layers_in_order_and_differ_by_at_most_one(layers: int)
 
 
 def test_more_stages_than_layers_is_a_plan_error() -> None:
-    with pytest.raises(PlanError, match=r"module llm: 5 stages cannot share 4 layers\n.*modules.llm.pp"):
+    with pytest.raises(PlanError, match=r"module llm: 5 stages cannot share 4 layers\n.*modules.llm.layout.pp"):
         build("llm", 5)
 
 
@@ -225,7 +238,7 @@ def test_more_stages_than_layers_is_a_plan_error() -> None:
     ],
 )
 def test_sizes_that_cannot_be_built_are_plan_errors(section: str, change: dict[str, int], message: str) -> None:
-    config = getattr(CONFIG, section)
+    config = parse_plan(PLAN.format(dtype="float32", seed=0)).model[section]
     sizes = {name: getattr(config, name) for name in config.__dataclass_fields__} | change
     with pytest.raises(PlanError, match=message):
         type(config)(**sizes)
