@@ -14,9 +14,7 @@ from hetsched.schedule.program import Program
 from hetsched.schedule.serialize import program_to_json
 
 HELP = "write a program for torch's pipeline runtime, or as JSON"
-EXAMPLES = (
-    "hetsched export program.json --format torch-csv -o program.csv",
-)
+EXAMPLES = ("hetsched export program.json --format torch-csv -o program.csv",)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

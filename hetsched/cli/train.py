@@ -10,9 +10,7 @@ from hetsched.cli.usage import UsageError, positive
 from hetsched.plan import Plan
 
 HELP = "train the reference model on the plan's data"
-EXAMPLES = (
-    "hetsched train examples/digits/colocated.toml --steps 200",
-)
+EXAMPLES = ("hetsched train examples/digits/colocated.toml --steps 200",)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -34,8 +34,8 @@ def draw(timeline: Timeline, *, width: int = 120, unit: Unit = MILLISECOND) -> s
     labels = Labels(timeline.program)
     live = peak_live_microbatches(timeline.program)
     heads = [f"lane {lane}" for lane in range(len(live))]
-    indent = max(map(len, heads), default=0) + 2
-    lines = [" " * indent + _ruler(makespan, width, unit)]
+    indent = max(map(len, heads), default=4) + 2
+    lines = ["time".ljust(indent) + _ruler(makespan, width, unit)]
     for lane, bubble in enumerate(bubbles(timeline)):
         row = _row(timeline.stream(lane, Stream.COMPUTE), labels, makespan=makespan, width=width)
         lines.append(f"{heads[lane]:<{indent}}{row}  {bubble.total / makespan:4.0%} idle, {live[lane]} live")
