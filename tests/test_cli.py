@@ -38,10 +38,11 @@ def usage_error(*argv: str, capsys: pytest.CaptureFixture[str]) -> str:
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["chek", "PLAN"], ["'chek'", "check", "show", "train"]),
+        (["chek", "PLAN"], ["'chek'", "check", "show", "simulate", "export", "train"]),
         ([], ["COMMAND"]),
         (["--fast", "check", "PLAN"], ["--fast"]),
-        (["check"], ["hetsched check:", "PLAN"]),
+        (["check"], ["hetsched check:", "FILE"]),
+        (["train"], ["hetsched train:", "PLAN"]),
         (["check", "PLAN", "--fast"], ["--fast"]),
         (["show", "PLAN", "PLAN"], ["good.toml"]),
         (["train", "PLAN", "--fast"], ["--fast"]),
@@ -66,7 +67,11 @@ def test_a_missing_file_gets_one_line_and_exit_2(command: str, name: str, capsys
     assert usage_error(command, name, capsys=capsys) == f"hetsched {command}: there is no file {name}"
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["check", "--help"], ["show", "--help"], ["train", "-h"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "argv",
+    [["--help"], *([command, "--help"] for command in ("check", "show", "simulate", "export")), ["train", "-h"]],
+    ids=" ".join,
+)
 def test_help_opens_with_examples_that_are_themselves_right(
     argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -78,8 +83,11 @@ def test_help_opens_with_examples_that_are_themselves_right(
     monkeypatch.chdir(tmp_path)
     for example in examples:
         _, *words = example.split()
-        # Parsed as far as the file, which is not here.
-        assert usage_error(*words, capsys=capsys) == f"hetsched {words[0]}: there is no file {words[1]}"
+        if words[1].startswith("--"):
+            assert main(words) == 0 and capsys.readouterr().out
+        else:
+            # Parsed as far as the file, which is not here.
+            assert usage_error(*words, capsys=capsys) == f"hetsched {words[0]}: there is no file {words[1]}"
 
 
 def run_without_torch(*argv: str) -> subprocess.CompletedProcess[str]:
@@ -92,7 +100,7 @@ def test_check_and_show_work_without_torch(plan: str) -> None:
     checked, shown = run_without_torch("check", plan), run_without_torch("show", plan)
     assert (checked.returncode, checked.stderr) == (shown.returncode, shown.stderr) == (0, "")
     assert checked.stdout.startswith(f"{plan}: sound; 4 ranks, 2 lanes, ")
-    assert [line.split()[0] for line in shown.stdout.splitlines()] == ["lane", "lane", "step"]
+    assert [line.split()[0] for line in shown.stdout.splitlines()] == ["time", "lane", "lane", "step"]
 
 
 def test_train_does_need_torch(plan: str) -> None:
