@@ -23,9 +23,9 @@ _NO_POSITION = tl.constexpr(2**31 - 1)
 
 
 @triton.jit
-def report(record, fault, position, value, length, bound):
+def _report(record, FAULT: tl.constexpr, position, value, length, bound):
     """Writes the fault unless one is recorded already; scalars."""
-    if tl.atomic_cas(record, 0, fault.to(tl.int64)) == 0:
+    if tl.atomic_cas(record, tl.full((), 0, tl.int64), tl.full((), FAULT, tl.int64)) == 0:
         tl.store(record + 1, position)
         tl.store(record + 2, value)
         tl.store(record + 3, length)
@@ -33,12 +33,12 @@ def report(record, fault, position, value, length, bound):
 
 
 @triton.jit
-def report_any(record, fault, bad, positions, values, length, bound):
+def report_any(record, FAULT: tl.constexpr, bad, positions, values, length, bound):
     """Reports the first of ``positions`` where ``bad`` holds; vectors."""
     first = tl.min(tl.where(bad, positions, _NO_POSITION), axis=0)
     if first != _NO_POSITION:
         value = tl.sum(tl.where(positions == first, values, 0), axis=0)
-        report(record, tl.full((), fault, tl.int64), first, value, length, bound)
+        _report(record, FAULT, first, value, length, bound)
 
 
 @triton.jit(do_not_specialize=["num_tokens", "starts", "table_rows", "vocab_start", "vocab_size"])

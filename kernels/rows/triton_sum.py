@@ -101,16 +101,20 @@ def _sum_spans_kernel(
             following = following + (_row_at(sorted_rows, p + 1, num_tokens),)
         for i in tl.static_range(GROUP):
             total += tiles[i].to(total.dtype)
-            is_end = following[i] != row
-            is_stored = is_end & (row != _NO_ROW)
-            target = out + row.to(tl.int64) * hidden + col
-            tl.store(target, total.to(out.dtype.element_ty), mask=is_col & is_stored & ~is_from_left)
-            tl.store(partial, total, mask=is_col & is_stored & is_from_left)
-            total = tl.where(is_end, 0.0, total)
-            is_from_left = is_from_left & ~is_end
+            # Branches, not masks: most rows end no run, and a masked store still pays for its data's layout.
+            if following[i] != row:
+                if row != _NO_ROW:
+                    if is_from_left:
+                        tl.store(partial, total, mask=is_col)
+                    else:
+                        target = out + row.to(tl.int64) * hidden + col
+                        tl.store(target, total.to(out.dtype.element_ty), mask=is_col)
+                total = tl.zeros([COLS], partials.dtype.element_ty)
+                is_from_left = False
             row = following[i]
     goes_on = (row != _NO_ROW) & (row == _row_at(sorted_rows, begin + SPAN - 1, num_tokens))
-    tl.store(partial + tl.where(is_from_left, 0, hidden), total, mask=is_col & goes_on)
+    if goes_on:
+        tl.store(partial + tl.where(is_from_left, 0, hidden), total, mask=is_col)
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
