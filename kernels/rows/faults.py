@@ -71,10 +71,8 @@ def raise_faults(device: torch.device | str) -> None:
     Raises:
         ValueError: placeholders or ids were out of range, used twice or unsorted; names argument, shape and value.
     """
-    device = torch.device(device)
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", torch.cuda.current_device())
-    record = fault_record(device)
+    # A tensor's device has its index filled in.
+    record = fault_record(torch.empty(0, device=device).device)
     found = record.tolist()
     if found[0] != Fault.NONE:
         record.zero_()

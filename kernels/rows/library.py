@@ -25,7 +25,8 @@ def _triton_rows() -> Any:
 def invert(index: Tensor, num_rows: int, is_slot: bool) -> Tensor:
     """``inverse[index[t]] = t``, int32 ``[num_rows]``, -1 for a row that no position uses."""
     backend = _triton_rows() if index.is_cuda else naive
-    return backend.invert(index, num_rows, is_slot=is_slot)
+    inverse: Tensor = backend.invert(index, num_rows, is_slot=is_slot)
+    return inverse
 
 
 @invert.register_fake
@@ -51,7 +52,8 @@ def _(cu_seqlens: Tensor, max_seqlen: int, num_rows: int) -> tuple[Tensor, Tenso
 def move(source: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
     """``out[t] = source[index[t]]``, zero where the index is no row; ``inverse`` serves the gradient."""
     backend = _triton_rows() if source.is_cuda else naive
-    return backend.take(source, index)
+    moved: Tensor = backend.take(source, index)
+    return moved
 
 
 @move.register_fake
@@ -90,9 +92,7 @@ def sum_rows(
 
 
 @sum_rows.register_fake
-def _(
-    grad: Tensor, ids: Tensor, slot: Tensor | None, order: Tensor | None, num_rows: int, vocab_start: int
-) -> Tensor:
+def _(grad: Tensor, ids: Tensor, slot: Tensor | None, order: Tensor | None, num_rows: int, vocab_start: int) -> Tensor:
     return grad.new_empty(num_rows, grad.shape[1])
 
 
@@ -109,7 +109,8 @@ def merge(
 ) -> Tensor:
     """``rows[slot[t]] if slot[t] >= 0 else table[ids[t] - vocab_start]``; the rest serves the gradients."""
     backend = _triton_rows() if table.is_cuda else naive
-    return backend.merge(table, ids, slot, rows, vocab_start=vocab_start, vocab_size=vocab_size)
+    merged: Tensor = backend.merge(table, ids, slot, rows, vocab_start=vocab_start, vocab_size=vocab_size)
+    return merged
 
 
 @merge.register_fake

@@ -79,7 +79,7 @@ def _merge_kernel(
             is_here = (row >= starts[e]) & (row < starts[e + 1])
             source = tl.where(is_here, rows[e] + (row - starts[e]) * row_strides[e], source)
             has_row = has_row | is_here
-    if record is not None:
+    if record is not None:  # noqa: SIM102 (known at compile time, the next one is not)
         if col_block == 0:
             fault: tl.constexpr = _INDEX_OUT_OF_RANGE if slot is None else _ID_OUT_OF_RANGE
             bad = is_text & ((token < -1) | (token >= vocab_size))

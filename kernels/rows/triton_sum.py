@@ -6,6 +6,9 @@ leaves a float32 partial sum per span, and a second kernel adds these in the ord
 however skewed the ids are. Shapes: T tokens, V table rows, H hidden.
 """
 
+# mypy: disable-error-code="assignment,unreachable"
+# A tuple that grows in an unrolled loop has no one type.
+
 from __future__ import annotations
 
 import torch
@@ -90,15 +93,15 @@ def _sum_spans_kernel(
     is_from_left = _row_at(sorted_rows, begin - 1, num_tokens) == row
     total = tl.zeros([COLS], partials.dtype.element_ty)
     for group in range(0, SPAN, GROUP):
-        # Every load of a group is in flight before the first sum.
+        # Every load of a group is in flight before the first sum. (Triton joins tuples but does not unpack them.)
         tiles = ()
         following = ()
         for i in tl.static_range(GROUP):
             p = begin + group + i
             has_row = _row_at(sorted_rows, p, num_tokens) != _NO_ROW
             position = tl.load(order + p, mask=has_row, other=0).to(tl.int64)
-            tiles = tiles + (tl.load(grad + position * grad_stride + col, mask=has_row & is_col, other=0.0),)
-            following = following + (_row_at(sorted_rows, p + 1, num_tokens),)
+            tiles = tiles + (tl.load(grad + position * grad_stride + col, mask=has_row & is_col, other=0.0),)  # noqa: RUF005
+            following = following + (_row_at(sorted_rows, p + 1, num_tokens),)  # noqa: RUF005
         for i in tl.static_range(GROUP):
             total += tiles[i].to(total.dtype)
             # Branches, not masks: most rows end no run, and a masked store still pays for its data's layout.
