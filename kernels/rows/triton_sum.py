@@ -22,6 +22,8 @@ from hetsched.kernels.rows.triton import report_any, with_unit_columns
 SPAN = 32
 GROUP = 8
 """Gradient rows that a program has in flight at once; divides SPAN."""
+CHAIN = 8
+"""Partial sums that are in flight at once."""
 
 _NO_ROW = tl.constexpr(-1)
 _LAST = tl.constexpr(2**62)
@@ -95,17 +97,17 @@ def _sum_spans_kernel(
     for group in range(0, SPAN, GROUP):
         # Every load of a group is in flight before the first sum. (Triton joins tuples but does not unpack them.)
         tiles = ()
-        following = ()
+        rows = (row,)
         for i in tl.static_range(GROUP):
             p = begin + group + i
-            has_row = _row_at(sorted_rows, p, num_tokens) != _NO_ROW
+            has_row = rows[i] != _NO_ROW
             position = tl.load(order + p, mask=has_row, other=0).to(tl.int64)
             tiles = tiles + (tl.load(grad + position * grad_stride + col, mask=has_row & is_col, other=0.0),)  # noqa: RUF005
-            following = following + (_row_at(sorted_rows, p + 1, num_tokens),)  # noqa: RUF005
+            rows = rows + (_row_at(sorted_rows, p + 1, num_tokens),)  # noqa: RUF005
         for i in tl.static_range(GROUP):
             total += tiles[i].to(total.dtype)
             # Branches, not masks: most rows end no run, and a masked store still pays for its data's layout.
-            if following[i] != row:
+            if rows[i + 1] != row:
                 if row != _NO_ROW:
                     if is_from_left:
                         tl.store(partial, total, mask=is_col)
@@ -114,7 +116,7 @@ def _sum_spans_kernel(
                         tl.store(target, total.to(out.dtype.element_ty), mask=is_col)
                 total = tl.zeros([COLS], partials.dtype.element_ty)
                 is_from_left = False
-            row = following[i]
+            row = rows[i + 1]
     goes_on = (row != _NO_ROW) & (row == _row_at(sorted_rows, begin + SPAN - 1, num_tokens))
     if goes_on:
         tl.store(partial + tl.where(is_from_left, 0, hidden), total, mask=is_col)
@@ -148,6 +150,11 @@ def _sum_partials_kernel(
             is_more = tl.min(is_here.to(tl.int32), axis=0) == 1
         target = out + row.to(tl.int64) * hidden + col
         tl.store(target, total.to(out.dtype.element_ty), mask=is_col)
+
+
+def sum_cols(hidden: int, itemsize: int) -> int:
+    """Columns of one program: 16 bytes a thread."""
+    return min(triton.next_power_of_2(hidden), 2048 // itemsize)
 
 
 def sum_rows_into(
@@ -188,7 +195,7 @@ def sum_rows_into(
     num_spans = triton.cdiv(num_tokens, SPAN)
     wide = torch.float64 if grad.dtype == torch.float64 else torch.float32
     partials = torch.empty(2 * num_spans, hidden, dtype=wide, device=grad.device)
-    cols = min(triton.next_power_of_2(hidden), 2048 // grad.element_size())
+    cols = sum_cols(hidden, grad.element_size())
     grid = (num_spans * triton.cdiv(hidden, cols),)
     _sum_spans_kernel[grid](
         grad,
@@ -205,6 +212,6 @@ def sum_rows_into(
         num_warps=4,
     )
     _sum_partials_kernel[grid](
-        sorted_rows, out, partials, num_tokens, hidden, SPAN=SPAN, CHAIN=8, COLS=cols, num_warps=4
+        sorted_rows, out, partials, num_tokens, hidden, SPAN=SPAN, CHAIN=CHAIN, COLS=cols, num_warps=4
     )
     return out
