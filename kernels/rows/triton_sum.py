@@ -154,7 +154,8 @@ def _sum_partials_kernel(
 
 def sum_cols(hidden: int, itemsize: int) -> int:
     """Columns of one program: 16 bytes a thread."""
-    return min(triton.next_power_of_2(hidden), 2048 // itemsize)
+    cols: int = min(triton.next_power_of_2(hidden), 2048 // itemsize)
+    return cols
 
 
 def sum_rows_into(

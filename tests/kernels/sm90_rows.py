@@ -52,16 +52,18 @@ def kernels() -> Iterator[tuple[str, ASTSource]]:
         "num_rows",
         "grad_stride",
     )
-    scalars = dict.fromkeys(ints, "i32")
+    scalars: dict[str, Any] = dict.fromkeys(ints, "i32")
     for dtype, itemsize in (("fp32", 4), ("bf16", 2), ("fp16", 2), ("fp64", 8)):
         block_rows, block_cols = rows.copy_tile(4096, itemsize)
         pointers = {"out": f"*{dtype}", "table": f"*{dtype}", "grad": f"*{dtype}", "record": "*i64"}
         for encoders, index in ((0, "*i64"), (1, "*i32"), (3, "*i64")):
-            types = {
+            types: dict[str, Any] = {
                 **{name: kind for name, kind in (scalars | pointers).items() if name in rows._merge_kernel.arg_names},
-                **{"ids": index, "slot": index},
-                **{"rows": (f"*{dtype}",) * encoders, "starts": ("i32",) * (encoders + 1)},
-                **{"row_strides": ("i32",) * encoders},
+                "ids": index,
+                "slot": index,
+                "rows": (f"*{dtype}",) * encoders,
+                "starts": ("i32",) * (encoders + 1),
+                "row_strides": ("i32",) * encoders,
             }
             constants = {"ROWS": block_rows, "COLS": block_cols}
             yield f"merge {dtype} {encoders} encoders", source(rows._merge_kernel, types, constants)

@@ -61,7 +61,7 @@ def test_gradients_equal_finite_differences() -> None:
 
 def test_rows_that_need_no_gradient_get_none() -> None:
     table, frozen = random_rows(7, 5), torch.randn(5, 5, dtype=F64)
-    ops.merge(table, IDS, SLOT, [frozen]).sum().backward()
+    ops.merge(table, IDS, SLOT, [frozen]).sum().backward()  # type: ignore[no-untyped-call]
     assert frozen.grad is None
     assert table.grad is not None
     assert table.grad[:, 0].tolist() == [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0]
@@ -147,7 +147,7 @@ BAD_CALLS: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("words", BAD_CALLS)
 def test_bad_input_is_a_value_error_with_argument_shape_and_value(words: str) -> None:
-    with pytest.raises(ValueError, match="^.*$") as error:
+    with pytest.raises(ValueError, match=r"\[|empty") as error:
         BAD_CALLS[words]()
     assert words in str(error.value)
 
@@ -156,7 +156,7 @@ def test_an_order_that_does_not_sort_the_ids_is_refused() -> None:
     table = TABLE.clone().requires_grad_()
     out = ops.merge(table, IDS, SLOT, [ROWS], order=torch.arange(11))
     with pytest.raises(ValueError, match=r"order of shape \[11\] has 0 at position 0, which does not sort ids"):
-        out.sum().backward()
+        out.sum().backward()  # type: ignore[no-untyped-call]
 
 
 def device_words(call: Callable[[], Any]) -> str:
