@@ -56,7 +56,7 @@ def kernels() -> Iterator[tuple[str, ASTSource]]:
     for dtype, itemsize in (("fp32", 4), ("bf16", 2), ("fp16", 2), ("fp64", 8)):
         block_rows, block_cols = rows.copy_tile(4096, itemsize)
         pointers = {"out": f"*{dtype}", "table": f"*{dtype}", "grad": f"*{dtype}", "record": "*i64"}
-        for encoders, index in ((0, "*i64"), (1, "*i32"), (3, "*i64")):
+        for encoders, index in ((0, "*i64"), (1, "*i32"), (3, "*i64")) if dtype == "bf16" else ((1, "*i64"),):
             types: dict[str, Any] = {
                 **{name: kind for name, kind in (scalars | pointers).items() if name in rows._merge_kernel.arg_names},
                 "ids": index,
@@ -68,12 +68,19 @@ def kernels() -> Iterator[tuple[str, ASTSource]]:
             constants = {"ROWS": block_rows, "COLS": block_cols}
             yield f"merge {dtype} {encoders} encoders", source(rows._merge_kernel, types, constants)
         wide = "*fp64" if dtype == "fp64" else "*fp32"
-        types = scalars | pointers | {"order": "*i64", "sorted_rows": "*i32", "partials": wide}
-        for kernel in (triton_sum._sum_spans_kernel, triton_sum._sum_partials_kernel):
+        types = scalars | pointers | {"order": "*i64", "sorted_rows": "*i32", "bounds": "*i32", "partials": wide}
+        for kernel in (triton_sum._sum_pieces_kernel, triton_sum._sum_partials_kernel):
             constants = {"SPAN": triton_sum.SPAN, "COLS": triton_sum.sum_cols(4096, itemsize)}
             constants |= {"GROUP": triton_sum.GROUP, "CHAIN": triton_sum.CHAIN}
             yield f"{kernel.__name__} {dtype}", _matching(kernel, types, constants)
-    types = scalars | {"ids": "*i64", "slot": "*i64", "order": "*i64", "sorted_rows": "*i32", "record": "*i64"}
+    types = scalars | {
+        "ids": "*i64",
+        "slot": "*i64",
+        "order": "*i64",
+        "sorted_rows": "*i32",
+        "bounds": "*i32",
+        "record": "*i64",
+    }
     yield "sort_rows", _matching(triton_sum._sort_rows_kernel, types, {"FAULT": 6, "BLOCK": 256})
     types = scalars | {"index": "*i64", "inverse": "*i32", "record": "*i64", "least": "i64"}
     yield "invert", _matching(rows._invert_kernel, types, {"OUT_OF_RANGE": 1, "TWICE": 2, "BLOCK": 512})
