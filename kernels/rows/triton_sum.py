@@ -21,10 +21,11 @@ SPAN = 64
 """Places at which runs are cut."""
 GROUP = 4
 """Rows of a run that a program has in flight at once."""
-CHAIN = 8
+CHAIN = 16
 """Partial sums that are in flight at once."""
-NUM_PROGRAMS = 132 * 64
-"""Programs of a launch at most; each takes every NUM_PROGRAMS-th place, so that idle places cost no launch."""
+NUM_PROGRAMS = 132 * 128 - 1
+"""Programs of a launch at most; each takes every NUM_PROGRAMS-th place, so that idle places cost no launch.
+Odd, so that no program meets the places where long runs are cut more often than another."""
 
 _NO_ROW = tl.constexpr(-1)
 _LAST = tl.constexpr(2**62)
@@ -238,7 +239,9 @@ def sum_rows_into(
         num_warps=4,
     )
     if num_spans > 1:
-        _sum_partials_kernel[((num_spans - 1) * num_col_blocks,)](
+        # A chain of partial sums is read by few programs: narrow ones are more.
+        cols = min(cols, 512)
+        _sum_partials_kernel[((num_spans - 1) * triton.cdiv(hidden, cols),)](
             sorted_rows, out, partials, num_tokens, hidden, SPAN=SPAN, CHAIN=CHAIN, COLS=cols, num_warps=4
         )
     return out

@@ -70,7 +70,8 @@ def kernels() -> Iterator[tuple[str, ASTSource]]:
         wide = "*fp64" if dtype == "fp64" else "*fp32"
         types = scalars | pointers | {"order": "*i64", "sorted_rows": "*i32", "bounds": "*i32", "partials": wide}
         for kernel in (triton_sum._sum_pieces_kernel, triton_sum._sum_partials_kernel):
-            constants = {"SPAN": triton_sum.SPAN, "COLS": triton_sum.sum_cols(4096, itemsize)}
+            is_pieces = kernel is triton_sum._sum_pieces_kernel
+            constants = {"SPAN": triton_sum.SPAN, "COLS": triton_sum.sum_cols(4096, itemsize) if is_pieces else 512}
             constants |= {"GROUP": triton_sum.GROUP, "CHAIN": triton_sum.CHAIN}
             yield f"{kernel.__name__} {dtype}", _matching(kernel, types, constants)
     types = scalars | {
