@@ -1,4 +1,6 @@
 # `make demo` and `make test` work from a fresh clone: they make .venv, install the pinned versions and build.
+# Byte code is kept, whatever the caller's environment says: importing torch without takes seconds more.
+unexport PYTHONDONTWRITEBYTECODE
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python

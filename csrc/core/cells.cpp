@@ -1,31 +1,45 @@
 #include "core/cells.h"
 
-#include <algorithm>
+#include <functional>
+#include <iterator>
 
 namespace hetsched {
+namespace {
 
-Cells::Cells(const std::vector<Span>& spans) {
-  cuts_.reserve(2 * spans.size());
+std::vector<std::int64_t> cuts_of(const std::vector<Span>& spans) {
+  std::vector<std::int64_t> starts, ends, cuts;
+  starts.reserve(spans.size());
+  ends.reserve(spans.size());
   for (const Span& span : spans) {
     if (span.num_rows == 0) continue;
-    cuts_.push_back(span.start);
-    cuts_.push_back(span.end());
+    starts.push_back(span.start);
+    ends.push_back(span.end());
   }
-  std::sort(cuts_.begin(), cuts_.end());
-  cuts_.erase(std::unique(cuts_.begin(), cuts_.end()), cuts_.end());
+  sort_unless_sorted(ends.begin(), ends.end(), std::less<>());
+  cuts.reserve(2 * starts.size());
+  std::merge(starts.begin(), starts.end(), ends.begin(), ends.end(), std::back_inserter(cuts));
+  cuts.erase(std::unique(cuts.begin(), cuts.end()), cuts.end());
+  return cuts;
+}
 
-  // Count per cell, then fill.
+}  // namespace
+
+Cells::Cells(const std::vector<Span>& spans) : cuts_(cuts_of(spans)) {
   const std::size_t num_cells = cuts_.empty() ? 0 : cuts_.size() - 1;
+  // Calls visit(index, cell) for every span and the cells that it covers.
+  const auto for_each_pair = [&](auto visit) {
+    std::size_t first = 0;
+    for (std::size_t index = 0; index < spans.size(); ++index) {
+      while (first < num_cells && cuts_[first] < spans[index].start) ++first;
+      for (std::size_t cell = first; cell < num_cells && cuts_[cell] < spans[index].end(); ++cell) visit(index, cell);
+    }
+  };
   offsets_.assign(num_cells + 1, 0);
-  for (const Span& span : spans) {
-    for_each_piece(span, [&](std::size_t cell, Span) { ++offsets_[cell + 1]; });
-  }
+  for_each_pair([&](std::size_t, std::size_t cell) { ++offsets_[cell + 1]; });
   for (std::size_t cell = 0; cell < num_cells; ++cell) offsets_[cell + 1] += offsets_[cell];
   members_.resize(offsets_[num_cells]);
-  std::vector<std::size_t> next(offsets_.begin(), offsets_.end());
-  for (std::size_t index = 0; index < spans.size(); ++index) {
-    for_each_piece(spans[index], [&](std::size_t cell, Span) { members_[next[cell]++] = index; });
-  }
+  std::vector<std::size_t> next = offsets_;
+  for_each_pair([&](std::size_t index, std::size_t cell) { members_[next[cell]++] = index; });
 }
 
 std::size_t Cells::cell_at(std::int64_t position) const {

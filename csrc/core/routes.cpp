@@ -2,9 +2,10 @@
 
 #include <algorithm>
 #include <tuple>
+#include <utility>
 
 #include "core/cells.h"
-#include "core/route_checks.h"
+#include "core/sorting.h"
 
 namespace hetsched {
 namespace {
@@ -29,54 +30,77 @@ struct Piece {
 struct Placed {
   Segment segment;
   std::int64_t layer;
-
-  auto order() const { return std::tie(segment.dst_rank, layer, segment.dst_row); }
 };
+
+template <typename Run, typename SpanOf>
+Cells cells_of(const std::vector<Run>& runs, SpanOf span_of) {
+  std::vector<Span> spans;
+  spans.reserve(runs.size());
+  for (const Run& run : runs) spans.push_back(span_of(run));
+  return Cells(spans);
+}
+
+Span span_of(const HolderRun& run) { return {run.start, run.num_rows}; }
+
+bool is_continued(const Segment& last, const Segment& next) {
+  return last.src_rank == next.src_rank && last.src_row + last.num_rows == next.src_row &&
+         last.dst_row + last.num_rows == next.dst_row;
+}
+
+// By destination, then in the order of the sums, then by row; neighbors are joined.
+std::vector<Segment> merged(const std::vector<Placed>& placed) {
+  auto ranks = group_by(placed, [](const Placed& p) { return p.segment.dst_rank; });
+  std::vector<Segment> segments;
+  segments.reserve(placed.size());
+  for (std::size_t rank = 0; rank + 1 < ranks.starts.size(); ++rank) {
+    const auto first = ranks.items.begin() + static_cast<std::ptrdiff_t>(ranks.starts[rank]);
+    const auto last = ranks.items.begin() + static_cast<std::ptrdiff_t>(ranks.starts[rank + 1]);
+    sort_unless_sorted(first, last, [](const Placed& a, const Placed& b) {
+      return std::tie(a.layer, a.segment.dst_row) < std::tie(b.layer, b.segment.dst_row);
+    });
+    for (auto next = first; next != last; ++next) {
+      if (next != first && next->layer == (next - 1)->layer && is_continued(segments.back(), next->segment)) {
+        segments.back().num_rows += next->segment.num_rows;
+      } else {
+        segments.push_back(next->segment);
+      }
+    }
+  }
+  return segments;
+}
 
 // Forward and backward are one algorithm with the roles swapped: cut the links where their senders
 // change, cut the receiving axis where the pieces change, and let every receiver walk over that.
 class Router {
  public:
-  Router(std::vector<HolderRun> senders, const std::vector<std::int64_t>& host_of, bool from_all)
-      : senders_(by_rank(std::move(senders))), cells_(spans_of(senders_)), host_of_(host_of), from_all_(from_all) {
-    num_sent_.resize(senders_.empty() ? 0 : static_cast<std::size_t>(senders_.back().rank) + 1);
+  // `senders` ascending by (start, rank).
+  Router(const std::vector<HolderRun>& senders, const std::vector<std::int64_t>& host_of, bool from_all)
+      : senders_(senders), cells_(cells_of(senders, span_of)), host_of_(host_of), from_all_(from_all) {
+    cells_.order_members([&](std::size_t a, std::size_t b) { return senders[a].rank < senders[b].rank; });
+    std::int64_t num_ranks = 0;
+    for (const HolderRun& sender : senders) num_ranks = std::max(num_ranks, sender.rank + 1);
+    num_sent_.resize(static_cast<std::size_t>(num_ranks));
   }
 
-  std::vector<Segment> route(const std::vector<Link>& links, std::vector<HolderRun> receivers) {
+  // `receivers` ascending by (start, rank).
+  std::vector<Segment> route(const std::vector<Link>& links, const std::vector<HolderRun>& receivers) {
     const std::vector<Piece> pieces = cut(links);
-    std::vector<Span> received;
-    received.reserve(pieces.size());
-    for (const Piece& piece : pieces) received.push_back(piece.received);
-    const Cells atoms(received);
-
-    std::sort(receivers.begin(), receivers.end(), [](const HolderRun& a, const HolderRun& b) {
-      return std::tie(a.start, a.rank) < std::tie(b.start, b.rank);
-    });
+    Cells atoms = cells_of(pieces, [](const Piece& piece) { return piece.received; });
+    atoms.order_members([&](std::size_t a, std::size_t b) { return pieces[a].use_start < pieces[b].use_start; });
     for (const HolderRun& run : receivers) {
-      atoms.for_each_piece({run.start, run.num_rows}, [&](std::size_t atom, Span rows) {
+      atoms.for_each_piece(span_of(run), [&](std::size_t atom, Span rows) {
         std::int64_t layer = 0;
         for (std::size_t index : atoms.members(atom)) layer = send(pieces[index], run, rows, layer);
       });
     }
-    return merged();
+    return merged(placed_);
   }
 
  private:
-  static std::vector<HolderRun> by_rank(std::vector<HolderRun> runs) {
-    std::stable_sort(runs.begin(), runs.end(), [](const HolderRun& a, const HolderRun& b) { return a.rank < b.rank; });
-    return runs;
-  }
-
-  static std::vector<Span> spans_of(const std::vector<HolderRun>& runs) {
-    std::vector<Span> spans;
-    spans.reserve(runs.size());
-    for (const HolderRun& run : runs) spans.push_back({run.start, run.num_rows});
-    return spans;
-  }
-
-  // The links' pieces, in the order of their use positions.
+  // The links' pieces, ascending on the receiving axis.
   std::vector<Piece> cut(const std::vector<Link>& links) const {
     std::vector<Piece> pieces;
+    pieces.reserve(links.size());
     for (const Link& link : links) {
       cells_.for_each_piece({link.send_start, link.num_rows}, [&](std::size_t cell, Span rows) {
         const std::int64_t offset = rows.start - link.send_start;
@@ -84,65 +108,49 @@ class Router {
         if (!cells_.members(cell).empty()) pieces.push_back({received, rows.start, link.use_start + offset, cell});
       });
     }
-    std::sort(pieces.begin(), pieces.end(), [](const Piece& a, const Piece& b) { return a.use_start < b.use_start; });
+    sort_unless_sorted(pieces.begin(), pieces.end(), [](const Piece& a, const Piece& b) {
+      return std::tie(a.received.start, a.use_start) < std::tie(b.received.start, b.use_start);
+    });
     return pieces;
   }
 
   // Sends `rows` of the receiving axis, which lie in `piece`, to `receiver`; returns the next layer.
   std::int64_t send(const Piece& piece, const HolderRun& receiver, Span rows, std::int64_t layer) {
     const std::int64_t send_start = piece.send_start + (rows.start - piece.received.start);
-    const auto emit = [&](const HolderRun& sender) {
+    const auto place = [&](const HolderRun& sender) {
       if (sender.rank != receiver.rank) num_sent_[static_cast<std::size_t>(sender.rank)] += rows.num_rows;
-      placed_.push_back({{sender.rank, sender.row + (send_start - sender.start), receiver.rank,
-                          receiver.row + (rows.start - receiver.start), rows.num_rows},
-                         layer++});
+      const Segment segment{sender.rank, sender.row + (send_start - sender.start), receiver.rank,
+                            receiver.row + (rows.start - receiver.start), rows.num_rows};
+      placed_.push_back({segment, layer++});
     };
     const Cells::Members holders = cells_.members(piece.cell);
     if (from_all_) {
-      for (std::size_t holder : holders) emit(senders_[holder]);
+      for (std::size_t holder : holders) place(senders_[holder]);
     } else {
-      emit(choose(holders, receiver.rank));
+      place(choose(holders, receiver.rank));
     }
     return layer;
   }
 
+  // The receiver itself, otherwise one on its host, otherwise any; of several the one that has sent least.
   const HolderRun& choose(Cells::Members holders, std::int64_t receiver) const {
     const HolderRun* best = nullptr;
-    const auto cost = [&](const HolderRun& sender) {
-      const auto rank = static_cast<std::size_t>(sender.rank);
-      const bool is_far = !host_of_.empty() && host_of_[rank] != host_of_[static_cast<std::size_t>(receiver)];
-      return std::make_tuple(sender.rank != receiver, is_far, num_sent_[rank]);
-    };
+    std::pair<bool, std::int64_t> best_cost;
     for (std::size_t holder : holders) {  // ascending by rank, so that ties go to the smaller
       const HolderRun& sender = senders_[holder];
-      if (best == nullptr || cost(sender) < cost(*best)) best = &sender;
+      if (sender.rank == receiver) return sender;
+      const auto rank = static_cast<std::size_t>(sender.rank);
+      const bool is_far = !host_of_.empty() && host_of_[rank] != host_of_[static_cast<std::size_t>(receiver)];
+      const std::pair<bool, std::int64_t> cost{is_far, num_sent_[rank]};
+      if (best == nullptr || cost < best_cost) {
+        best = &sender;
+        best_cost = cost;
+      }
     }
     return *best;
   }
 
-  // What was placed, by destination, then in the order of the sums; neighbors joined.
-  std::vector<Segment> merged() {
-    const auto is_before = [](const Placed& a, const Placed& b) { return a.order() < b.order(); };
-    std::sort(placed_.begin(), placed_.end(), is_before);
-    std::vector<Segment> segments;
-    std::int64_t last_layer = 0;
-    for (const auto& [next, layer] : placed_) {
-      if (!segments.empty() && layer == last_layer && is_continued(segments.back(), next)) {
-        segments.back().num_rows += next.num_rows;
-      } else {
-        segments.push_back(next);
-      }
-      last_layer = layer;
-    }
-    return segments;
-  }
-
-  static bool is_continued(const Segment& last, const Segment& next) {
-    return last.src_rank == next.src_rank && last.dst_rank == next.dst_rank &&
-           last.src_row + last.num_rows == next.src_row && last.dst_row + last.num_rows == next.dst_row;
-  }
-
-  std::vector<HolderRun> senders_;
+  const std::vector<HolderRun>& senders_;
   Cells cells_;
   const std::vector<std::int64_t>& host_of_;
   bool from_all_;
@@ -152,18 +160,20 @@ class Router {
 
 }  // namespace
 
-std::vector<Segment> forward_route(const Boundary& boundary) {
-  check_boundary(boundary);
+std::vector<Segment> forward_route(Boundary boundary) {
+  boundary = sorted_and_checked(std::move(boundary));
   std::vector<Link> links;
+  links.reserve(boundary.uses.size());
   for (const UseRun& use : boundary.uses) {
     links.push_back({use.produced_start, use.use_start, use.use_start, use.num_rows});
   }
   return Router(boundary.producers, boundary.host_of, false).route(links, boundary.consumers);
 }
 
-std::vector<Segment> backward_route(const Boundary& boundary, bool partial) {
-  check_boundary(boundary);
+std::vector<Segment> backward_route(Boundary boundary, bool partial) {
+  boundary = sorted_and_checked(std::move(boundary));
   std::vector<Link> links;
+  links.reserve(boundary.uses.size());
   for (const UseRun& use : boundary.uses) {
     links.push_back({use.use_start, use.produced_start, use.use_start, use.num_rows});
   }

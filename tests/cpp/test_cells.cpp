@@ -29,8 +29,14 @@ std::vector<Found> pieces(const Cells& cells, Span span) {
 }  // namespace
 
 TEST(a_cell_holds_the_spans_that_cover_it_in_their_order) {
-  const Cells cells({{2, 6}, {0, 4}, {4, 4}});
-  CHECK(pieces(cells, {0, 8}) == std::vector<Found>{{0, 2, {1}}, {2, 2, {0, 1}}, {4, 4, {0, 2}}});
+  const Cells cells({{0, 4}, {2, 6}, {4, 4}});
+  CHECK(pieces(cells, {0, 8}) == std::vector<Found>{{0, 2, {0}}, {2, 2, {0, 1}}, {4, 4, {1, 2}}});
+}
+
+TEST(members_can_be_put_in_another_order) {
+  Cells cells({{0, 4}, {2, 6}});
+  cells.order_members([](std::size_t a, std::size_t b) { return a > b; });
+  CHECK(pieces(cells, {2, 1}) == std::vector<Found>{{2, 1, {1, 0}}});
 }
 
 TEST(a_span_is_cut_to_its_own_rows) {

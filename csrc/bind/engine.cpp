@@ -1,0 +1,130 @@
+#include "core/engine.h"
+
+#include <pybind11/numpy.h>
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <tuple>
+
+#include "bind/bind.h"
+#include "core/lower_bound.h"
+#include "core/soundness.h"
+
+namespace hetsched {
+namespace {
+
+namespace py = pybind11;
+
+using Ints = py::array_t<std::int32_t, py::array::c_style>;
+using Times = py::array_t<std::int64_t, py::array::c_style>;
+
+template <typename T>
+std::vector<T> to_vector(const py::array_t<T, py::array::c_style>& array) {
+  return std::vector<T>(array.data(), array.data() + array.size());
+}
+
+// A checked and wired program, to be run any number of times.
+struct Compiled {
+  explicit Compiled(Program given) : program(std::move(given)), sites(program) {
+    check_complete(program, sites);
+    check_order_on_lanes(program, sites);
+    check_parameters(program, sites);
+    wiring = wire(program, sites);
+  }
+  Compiled(const Compiled&) = delete;  // sites refers to program
+
+  const Program program;
+  const Sites sites;
+  Wiring wiring;
+};
+
+Program program_of(std::int32_t num_lanes, std::int32_t num_microbatches, const py::list& modules,
+                   const py::list& edges, const Ints& parts, const py::tuple& begins) {
+  Program program{num_lanes, num_microbatches, {}, {}, {}, {}, {}};
+  for (const py::handle& item : modules) {
+    const auto module = item.cast<std::tuple<std::vector<std::vector<Lanes>>, bool, bool>>();
+    program.modules.push_back({std::get<0>(module), std::get<1>(module), std::get<2>(module)});
+  }
+  for (const py::handle& item : edges) {
+    const auto edge = item.cast<std::tuple<std::int32_t, std::int32_t, std::int32_t>>();
+    program.edges.push_back({std::get<0>(edge), std::get<1>(edge), std::get<2>(edge)});
+  }
+  const std::int32_t* row = parts.data();
+  for (py::ssize_t i = 0; i < parts.size(); i += 5, row += 5) {
+    program.parts.push_back({static_cast<Kind>(row[0]), row[1], row[2], row[3], row[4]});
+  }
+  program.part_begin = to_vector(begins[0].cast<Ints>());
+  program.lane_begin = to_vector(begins[1].cast<Ints>());
+  return program;
+}
+
+// The wired program, or the fault as a tuple: kind, lane, action, other lane, other action, wanted part or None.
+py::object compile(std::int32_t num_lanes, std::int32_t num_microbatches, const py::list& modules,
+                   const py::list& edges, const Ints& parts, const py::tuple& begins) {
+  try {
+    return py::cast(
+        std::make_unique<Compiled>(program_of(num_lanes, num_microbatches, modules, edges, parts, begins)));
+  } catch (const Fault& fault) {
+    py::object wanted = py::none();
+    if (fault.wanted) {
+      const Part& part = *fault.wanted;
+      wanted = py::make_tuple(static_cast<std::int32_t>(part.kind), part.name, part.stage, part.first, part.last);
+    }
+    return py::make_tuple(static_cast<std::int32_t>(fault.kind), fault.lane, fault.action, fault.other_lane,
+                          fault.other_action, wanted);
+  }
+}
+
+Run run_compiled(const Compiled& compiled, const Times& durations, const Times& message_times, const Times& slots,
+                 bool is_rendezvous) {
+  const Costs costs{to_vector(durations), to_vector(message_times), to_vector(slots), is_rendezvous};
+  const py::gil_scoped_release release;
+  return run(compiled.wiring, costs, compiled.program.num_names(), compiled.program.num_microbatches);
+}
+
+Time lower_bound_of(const Compiled& compiled, const Times& durations, const Times& message_times) {
+  const Costs costs{to_vector(durations), to_vector(message_times), {}, false};
+  const py::gil_scoped_release release;
+  return lower_bound(compiled.program, compiled.sites, compiled.wiring, costs);
+}
+
+// (source, destination, SEND action, RECV action) of each message.
+py::list messages_of(const Compiled& compiled) {
+  py::list result;
+  for (const Message& message : compiled.wiring.messages) {
+    const Channel& channel = compiled.wiring.channels[message.channel];
+    result.append(py::make_tuple(channel.source, channel.destination, message.send, message.receive));
+  }
+  return result;
+}
+
+py::list waits_of(const Run& run) {
+  py::list result;
+  for (const Wait& wait : run.waits) {
+    result.append(py::make_tuple(wait.lane, wait.action, wait.for_lane, wait.for_action));
+  }
+  return result;
+}
+
+}  // namespace
+
+void bind_engine(py::module_& module) {
+  py::class_<Run>(module, "Run")
+      .def_readonly("start", &Run::start)
+      .def_readonly("end", &Run::end)
+      .def_readonly("message_start", &Run::message_start)
+      .def_readonly("message_end", &Run::message_end)
+      .def_readonly("max_in_flight", &Run::max_in_flight)
+      .def_readonly("stopped_at", &Run::stopped_at)
+      .def_readonly("makespan", &Run::makespan)
+      .def_property_readonly("waits", &waits_of);
+  py::class_<Compiled>(module, "CompiledProgram")
+      .def_property_readonly("messages", &messages_of)
+      .def("run", &run_compiled, py::arg("durations"), py::arg("message_times"), py::arg("slots"),
+           py::arg("is_rendezvous"))
+      .def("lower_bound", &lower_bound_of, py::arg("durations"), py::arg("message_times"));
+  module.def("compile_program", &compile, py::arg("num_lanes"), py::arg("num_microbatches"), py::arg("modules"),
+             py::arg("edges"), py::arg("parts"), py::arg("begins"));
+}
+
+}  // namespace hetsched

@@ -1,0 +1,146 @@
+"""A program as flat integers, the form in which the compiled engine takes it."""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass
+
+import numpy as np
+
+from hetsched import _core
+from hetsched.errors import ScheduleError
+from hetsched.layout.placement import Topology
+from hetsched.schedule.action import Action, Kind
+from hetsched.schedule.program import Program
+
+# In the order of csrc/core/program.h.
+KINDS = (
+    *(Kind.F, Kind.B, Kind.I, Kind.W, Kind.SEND_F, Kind.RECV_F, Kind.SEND_B, Kind.RECV_B),
+    *(Kind.UNSHARD, Kind.RESHARD, Kind.REDUCE_GRAD),
+)
+_CODES = {kind: code for code, kind in enumerate(KINDS)}
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Why a program cannot be wired; lanes and positions in their lists are -1 where there is none.
+
+    Args:
+        kind: index into the enum FaultKind of csrc/core/program.h.
+        lane, position: the action at fault.
+        other_lane, other_position: the one it is at odds with.
+        wanted: an action that the fault is about.
+    """
+
+    kind: int
+    lane: int
+    position: int
+    other_lane: int
+    other_position: int
+    wanted: Action | None
+
+
+@dataclass(frozen=True)
+class FlatProgram:
+    """A checked program, ready to run in the engine.
+
+    Args:
+        program: what it was made from.
+        names: number of each module, then of each edge.
+        lane_begin: number of the first action of each lane, actions being numbered lane by lane.
+        compiled: the engine's own form.
+    """
+
+    program: Program
+    names: dict[str, int]
+    lane_begin: tuple[int, ...]
+    compiled: _core.CompiledProgram
+
+
+def flatten(program: Program) -> FlatProgram | Fault:
+    """The flat form of a lowered program, or the first fault found in it.
+
+    Raises:
+        ScheduleError: the topology or an action's name makes no sense.
+    """
+    topology = program.topology
+    numbers = {module.name: number for number, module in enumerate(topology.modules)}
+    names = {name: n for n, name in enumerate([*numbers, *(edge.name for edge in topology.edges)])}
+    _check_topology(topology, num_names=len(names))
+    if program.num_microbatches < 1 or len(program.lanes) != topology.num_lanes:
+        raise ScheduleError(
+            f"{len(program.lanes)} lists of actions for {topology.num_lanes} lanes and "
+            f"{program.num_microbatches} microbatches; each lane needs one list, and a step at least one microbatch"
+        )
+    parts, part_begin, lane_begin = _arrays(program, names)
+    answer = _core.compile_program(
+        num_lanes=topology.num_lanes,
+        num_microbatches=program.num_microbatches,
+        modules=[(module.stages, module.has_backward, module.takes_items) for module in topology.modules],
+        edges=[(numbers[edge.producer], numbers[edge.consumer], edge.stage) for edge in topology.edges],
+        parts=np.asarray(parts),
+        begins=(np.asarray(part_begin), np.asarray(lane_begin)),
+    )
+    if isinstance(answer, tuple):
+        return _fault(program, answer)
+    return FlatProgram(program, names, tuple(lane_begin), answer)
+
+
+def _check_topology(topology: Topology, *, num_names: int) -> None:
+    modules = {module.name: module for module in topology.modules}
+    if num_names != len(topology.modules) + len(topology.edges):
+        raise ScheduleError("two modules or two edges of the topology have the same name")
+    for module in topology.modules:
+        for stage, gangs in enumerate(module.stages):
+            lanes = [lane for gang in gangs for lane in gang]
+            if not lanes or len(set(lanes)) < len(lanes) or not set(lanes) <= set(range(topology.num_lanes)):
+                raise ScheduleError(f"{module.name}:{stage} lies on lanes {lanes} of {topology.num_lanes}; each once")
+        if not module.stages:
+            raise ScheduleError(f"module {module.name} has no stages")
+    for edge in topology.edges:
+        if edge.producer not in modules or edge.consumer not in modules:
+            raise ScheduleError(f"edge {edge.name}: the topology has no such modules; it has {', '.join(modules)}")
+        if not 0 <= edge.stage < modules[edge.consumer].num_stages:
+            raise ScheduleError(f"edge {edge.name}: {edge.consumer} has no stage {edge.stage}")
+
+
+def _arrays(program: Program, names: dict[str, int]) -> tuple[array[int], array[int], array[int]]:
+    """Rows of (kind, name, stage, first, last), where the rows of each action begin, where each lane's actions do."""
+    rows, part_begin, lane_begin = array("i"), array("i", [0]), array("i", [0])
+    codes, num_parts = _CODES, 0
+    for lane in program.lanes:
+        for action in lane:
+            if (action.kind is Kind.OVERLAP_F_B or action.parts) and not _is_pair(action):
+                raise ScheduleError(f"{action}: OVERLAP_F_B takes a forward and a full backward, in that order")
+            for part in action.parts or (action,):
+                name, first, last = names.get(part.module), part.first, part.last
+                if name is None:
+                    raise ScheduleError(f"{action}: the topology has no {part.module}; it has {', '.join(names)}")
+                if first is None or last is None:
+                    first, last = 0, -1
+                rows.extend((codes[part.kind], name, part.stage, first, last))
+                num_parts += 1
+            part_begin.append(num_parts)
+        lane_begin.append(len(part_begin) - 1)
+    return rows, part_begin, lane_begin
+
+
+def _is_pair(action: Action) -> bool:
+    return action.kind is Kind.OVERLAP_F_B and [part.kind for part in action.parts] == [Kind.F, Kind.B]
+
+
+def _fault(program: Program, answer: _core.FaultTuple) -> Fault:
+    kind, lane, action, other_lane, other_action, wanted = answer
+    starts = [0]
+    for actions in program.lanes:
+        starts.append(starts[-1] + len(actions))
+    names = [module.name for module in program.topology.modules] + [edge.name for edge in program.topology.edges]
+
+    def position(lane: int, action: int) -> int:
+        return -1 if action < 0 else action - starts[lane]
+
+    part = None
+    if wanted is not None:
+        code, name, stage, first, last = wanted
+        part = Action(names[name], stage, KINDS[code], *((first, last) if first <= last else (None, None)))
+    return Fault(kind, lane, position(lane, action), other_lane, position(other_lane, other_action), part)

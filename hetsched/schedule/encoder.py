@@ -1,0 +1,94 @@
+"""Encoder placement: a pass that adds the encoders' actions to the program of the module they feed.
+
+``three_phase``: all encoder forwards, then the LLM, then all encoder backwards (Megatron's colocated mode).
+``stage0``: the encoder is a part of the LLM stage it feeds: forward just before that stage's, backward
+just after. An encoder on lanes of its own follows the order of that stage; replicas on other lanes of the
+LLM get no work (``encoder_lanes`` says where work may go).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from hetsched.layout.placement import Edge, ModuleOnLanes, Topology
+from hetsched.schedule.action import Action, Kind, act
+from hetsched.schedule.program import Program
+
+Lanes = list[list[Action]]
+
+
+def place_encoders(
+    topology: Topology, sink_lanes: Sequence[Sequence[Action]], *, num_microbatches: int, policy: str
+) -> Program:
+    """The program of the whole module graph.
+
+    Args:
+        topology: the module graph on lanes.
+        sink_lanes: for each lane the compute actions of the module that computes the loss.
+        num_microbatches: microbatches of the step.
+        policy: a name in ``POLICIES``.
+    """
+    lanes = [list(actions) for actions in sink_lanes]
+    for edge in topology.edges:
+        POLICIES[policy](topology, edge, lanes, num_microbatches)
+    return Program(topology, num_microbatches, tuple(map(tuple, lanes)))
+
+
+def encoder_lanes(topology: Topology, edge: Edge, *, policy: str) -> tuple[int, ...]:
+    """The lanes whose replicas of the edge's producer may be given items."""
+    last = topology.module(edge.producer).num_stages - 1
+    lanes = topology.module(edge.producer).lanes(last)
+    if policy != "stage0":
+        return lanes
+    shared = set(lanes) & set(topology.module(edge.consumer).lanes(edge.stage))
+    return tuple(lane for lane in lanes if lane in shared) or lanes
+
+
+def _three_phase(topology: Topology, edge: Edge, lanes: Lanes, num_microbatches: int) -> None:
+    encoder = topology.module(edge.producer)
+    for stage, lane in _stages_on_lanes(encoder):
+        forwards = [act(encoder.name, stage, Kind.F, m) for m in range(num_microbatches)]
+        backwards = [act(encoder.name, stage, Kind.B, m) for m in range(num_microbatches) if encoder.has_backward]
+        lanes[lane][:0] = forwards
+        lanes[lane] += backwards
+
+
+def _stage0(topology: Topology, edge: Edge, lanes: Lanes, num_microbatches: int) -> None:
+    encoder = topology.module(edge.producer)
+    consumer_lanes = topology.module(edge.consumer).lanes(edge.stage)
+    order = [a for a in lanes[consumer_lanes[0]] if a.module == edge.consumer and a.stage == edge.stage]
+    allowed = encoder_lanes(topology, edge, policy="stage0")
+    for stage, lane in _stages_on_lanes(encoder):
+        if lane in consumer_lanes:
+            lanes[lane] = list(_fused(lanes[lane], edge, encoder, stage))
+        elif not set(allowed) & set(consumer_lanes):
+            lanes[lane] = list(_followed(order, encoder, stage)) + lanes[lane]
+
+
+def _fused(actions: Iterable[Action], edge: Edge, encoder: ModuleOnLanes, stage: int) -> Iterable[Action]:
+    """The lane's actions with the encoder's around those of the consumer's stage."""
+    for action in actions:
+        is_consumer = action.module == edge.consumer and action.stage == edge.stage
+        if is_consumer and action.kind is Kind.F:
+            yield act(encoder.name, stage, Kind.F, action.first)
+        yield action
+        if is_consumer and action.kind in (Kind.B, Kind.I) and encoder.has_backward:
+            yield act(encoder.name, stage, Kind.B, action.first)
+
+
+def _followed(order: Iterable[Action], encoder: ModuleOnLanes, stage: int) -> Iterable[Action]:
+    """The encoder's own actions in the order of the consumer stage's."""
+    for action in order:
+        if action.kind is Kind.F:
+            yield act(encoder.name, stage, Kind.F, action.first)
+        elif action.kind in (Kind.B, Kind.I) and encoder.has_backward:
+            yield act(encoder.name, stage, Kind.B, action.first)
+
+
+def _stages_on_lanes(encoder: ModuleOnLanes) -> list[tuple[int, int]]:
+    """(stage, lane) pairs; later stages first, so that prepending forwards keeps stages in order."""
+    pairs = [(stage, lane) for stage in range(encoder.num_stages) for lane in encoder.lanes(stage)]
+    return pairs[::-1]
+
+
+POLICIES: dict[str, Callable[[Topology, Edge, Lanes, int], None]] = {"three_phase": _three_phase, "stage0": _stage0}
