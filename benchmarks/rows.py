@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 import triton as triton_package
 from torch import Tensor
 
@@ -54,7 +54,7 @@ class Case:
 
     @property
     def num_bytes_backward(self) -> int:
-        num_unique = int(self.ids[self.slot < 0].unique().numel())
+        num_unique = torch.unique(self.ids[self.slot < 0]).numel()
         moved = self.ids.shape[0] + self.rows.shape[0] + num_unique
         return moved * self.table.shape[1] * self.table.element_size()
 
@@ -65,8 +65,8 @@ def measure(call: Callable[[], object], *, repeats: int) -> Timing:
         call()
     times = []
     for _ in range(repeats):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        torch.cuda._sleep(2_000_000)
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        torch.cuda._sleep(2_000_000)  # type: ignore[no-untyped-call]
         start.record()
         call()
         end.record()
