@@ -18,7 +18,7 @@ from hetsched.plan import Plan, load_plan
 from hetsched.train.run import train_plan
 
 PLANS = Path(__file__).parent / "digits"
-COLOCATED_STEPS = 1000
+COLOCATED_STEPS = 600
 COMPARED_STEPS = 50
 
 

@@ -1,8 +1,8 @@
 """Weight gradients put off: the part of a backward that a schedule calls W.
 
 A linear layer is the only place where computing the weight's gradient can wait at no cost: it needs the layer's
-input and its output's gradient, both of which exist after I. All else (biases, norms, embeddings, parameters of a stage's own
-autograd Functions) is computed in I, where it costs little or cannot be taken apart, so that I and W
+input and its output's gradient, both of which exist after I. All else (biases, norms, embeddings, parameters of a
+stage's own autograd Functions) is computed in I, where it costs little or cannot be taken apart, so that I and W
 together give exactly what B gives. Source: Qi et al. 2023 (arXiv 2401.10241), section 2.
 """
 
@@ -47,6 +47,7 @@ class WeightGradients:
         """Called by a layer's backward."""
         self._current.append((weight, rows, gradient))
 
+    @torch.no_grad()
     def multiply(self, microbatch: int) -> None:
         """Compute what the I of a microbatch has put off, and add it to the weights' ``.grad``."""
         for weight, rows, gradient in self._put.pop(microbatch):
