@@ -88,7 +88,20 @@ def _row_at(sorted_rows, p, num_tokens):
 
 
 @triton.jit
-def _sum_piece(grad, order, sorted_rows, place, row, span_end, num_tokens, grad_stride, col, is_col, wide, GROUP):
+def _sum_piece(
+    grad,
+    order,
+    sorted_rows,
+    place,
+    row,
+    span_end,
+    num_tokens,
+    grad_stride,
+    col,
+    is_col,
+    wide: tl.constexpr,
+    GROUP: tl.constexpr,
+):
     """Sum of the piece that begins at ``place``, in the order of places, and whether its run goes on behind it."""
     position = tl.load(order + place).to(tl.int64)
     total = tl.load(grad + position * grad_stride + col, mask=is_col, other=0.0).to(wide)
@@ -181,6 +194,31 @@ def sum_cols(hidden: int, itemsize: int) -> int:
     return cols
 
 
+def _sort_rows(
+    ids: Tensor, slot: Tensor | None, order: Tensor, *, num_rows: int, vocab_start: int
+) -> tuple[Tensor, Tensor]:
+    """Table row of each place of the order, int32 ``[T]``, and the first and last place that have one, int32 ``[2]``."""
+    num_tokens = order.shape[0]
+    sorted_rows = torch.empty(num_tokens, dtype=torch.int32, device=ids.device)
+    bounds = torch.zeros(2, dtype=torch.int32, device=ids.device)
+    block = 256
+    _sort_rows_kernel[(triton.cdiv(num_tokens, block),)](
+        ids,
+        slot,
+        order,
+        sorted_rows,
+        bounds,
+        fault_record(ids.device),
+        num_tokens,
+        num_rows,
+        vocab_start,
+        FAULT=int(Fault.ORDER_UNSORTED),
+        BLOCK=block,
+        num_warps=4,
+    )
+    return sorted_rows, bounds
+
+
 def sum_rows_into(
     out: Tensor, grad: Tensor, ids: Tensor, slot: Tensor | None, order: Tensor, *, vocab_start: int
 ) -> Tensor:
@@ -201,23 +239,7 @@ def sum_rows_into(
     if num_tokens == 0 or hidden == 0:
         return out
     grad = with_unit_columns(grad)
-    sorted_rows = torch.empty(num_tokens, dtype=torch.int32, device=grad.device)
-    bounds = torch.zeros(2, dtype=torch.int32, device=grad.device)
-    block = 256
-    _sort_rows_kernel[(triton.cdiv(num_tokens, block),)](
-        ids,
-        slot,
-        order,
-        sorted_rows,
-        bounds,
-        fault_record(grad.device),
-        num_tokens,
-        out.shape[0],
-        vocab_start,
-        FAULT=int(Fault.ORDER_UNSORTED),
-        BLOCK=block,
-        num_warps=4,
-    )
+    sorted_rows, bounds = _sort_rows(ids, slot, order, num_rows=out.shape[0], vocab_start=vocab_start)
     num_spans = triton.cdiv(num_tokens, SPAN)
     wide = torch.float64 if grad.dtype == torch.float64 else torch.float32
     partials = torch.empty(2 * num_spans, hidden, dtype=wide, device=grad.device)
