@@ -197,7 +197,7 @@ def sum_cols(hidden: int, itemsize: int) -> int:
 def _sort_rows(
     ids: Tensor, slot: Tensor | None, order: Tensor, *, num_rows: int, vocab_start: int
 ) -> tuple[Tensor, Tensor]:
-    """Table row of each place of the order, int32 ``[T]``, and the first and last place that have one, int32 ``[2]``."""
+    """Table row of each place of the order, int32 ``[T]``, and the bounds of the places that have one, int32 ``[2]``."""
     num_tokens = order.shape[0]
     sorted_rows = torch.empty(num_tokens, dtype=torch.int32, device=ids.device)
     bounds = torch.zeros(2, dtype=torch.int32, device=ids.device)
