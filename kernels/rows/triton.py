@@ -153,6 +153,8 @@ def _launch_merge(
     if out.numel() == 0:
         return out
     table = with_unit_columns(table)
+    ids = ids.contiguous()
+    slot = None if slot is None else slot.contiguous()
     # An encoder without rows has no address to read from.
     rows = tuple(with_unit_columns(part) for part in rows if part.shape[0] > 0)
     starts = tuple(accumulate((part.shape[0] for part in rows), initial=0))
@@ -207,7 +209,7 @@ def invert(index: Tensor, num_rows: int, *, is_slot: bool) -> Tensor:
     if num_tokens > 0:
         block = 512
         _invert_kernel[(triton.cdiv(num_tokens, block),)](
-            index,
+            index.contiguous(),
             inverse,
             fault_record(index.device),
             num_tokens,
@@ -225,7 +227,7 @@ def check_cu_seqlens(cu_seqlens: Tensor, *, max_seqlen: int, num_rows: int) -> N
     """What ``naive.check_cu_seqlens`` does, into the fault record."""
     block = 512
     _check_cu_seqlens_kernel[(triton.cdiv(cu_seqlens.shape[0], block),)](
-        cu_seqlens,
+        cu_seqlens.contiguous(),
         fault_record(cu_seqlens.device),
         cu_seqlens.shape[0] - 1,
         max_seqlen,

@@ -197,7 +197,7 @@ def sum_cols(hidden: int, itemsize: int) -> int:
 def _sort_rows(
     ids: Tensor, slot: Tensor | None, order: Tensor, *, num_rows: int, vocab_start: int
 ) -> tuple[Tensor, Tensor]:
-    """Table row of each place of the order, int32 ``[T]``, and the bounds of the places that have one, int32 ``[2]``."""
+    """Table row of each place, int32 ``[T]``, and the bounds of the places that have one, int32 ``[2]``."""
     num_tokens = order.shape[0]
     sorted_rows = torch.empty(num_tokens, dtype=torch.int32, device=ids.device)
     bounds = torch.zeros(2, dtype=torch.int32, device=ids.device)
@@ -239,6 +239,8 @@ def sum_rows_into(
     if num_tokens == 0 or hidden == 0:
         return out
     grad = with_unit_columns(grad)
+    ids, order = ids.contiguous(), order.contiguous()
+    slot = None if slot is None else slot.contiguous()
     sorted_rows, bounds = _sort_rows(ids, slot, order, num_rows=out.shape[0], vocab_start=vocab_start)
     num_spans = triton.cdiv(num_tokens, SPAN)
     wide = torch.float64 if grad.dtype == torch.float64 else torch.float32

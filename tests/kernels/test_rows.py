@@ -71,6 +71,17 @@ def test_a_gradient_with_stride_zero_is_read_right() -> None:
     assert triton.take(grad, torch.tensor([4, -1, 0])).tolist() == [[3.0] * 4, [0.0] * 4, [3.0] * 4]
 
 
+def test_indices_with_a_stride_are_read_right() -> None:
+    table, rows = torch.randn(9, 4), torch.randn(2, 4)
+    ids, slot = torch.tensor([[3, 7], [0, 7], [1, 7]])[:, 0], torch.tensor([[-1, 0], [1, 0], [-1, 0]])[:, 0]
+    out = triton.merge(table, ids, slot, [rows], vocab_start=0, vocab_size=9)
+    assert torch.equal(out, torch.stack([table[3], rows[1], table[1]]))
+    assert triton.invert(slot, 2, is_slot=True).tolist() == [-1, 1]
+    order = naive.text_order(ids, slot)
+    total = triton_sum.sum_rows_into(torch.zeros(9, 4), torch.ones(3, 4), ids, slot, order, vocab_start=0)
+    assert total[:, 0].tolist() == [0, 1, 0, 1, 0, 0, 0, 0, 0]
+
+
 def test_a_text_only_microbatch_reads_the_table_alone() -> None:
     table = torch.randn(4, 8)
     ids = torch.tensor([3, 0, 1])
