@@ -85,12 +85,12 @@ def check_sample(sample: Sample, inputs: Mapping[str, Tensor], *, vocab: int, pl
         outside = next((value for value in values if not 0 <= value < vocab), None)
         if outside is not None:
             raise DataError(f"{name} {outside} is outside the vocabulary of {vocab}")
-    found = [i for i, value in enumerate(ids) if value == placeholder_id]
+    places = [i for i, value in enumerate(ids) if value == placeholder_id]
     described = [i for p in sample.placeholders for i in range(p.start, p.start + p.item.num_rows)]
-    if found != described:
-        differs = min(set(found) ^ set(described))
+    if places != described:
+        differs = min(set(places) ^ set(described))
         raise DataError(
-            f"{len(found)} placeholder tokens for {len(described)} rows; they differ first at position {differs}"
+            f"{len(places)} placeholder tokens for {len(described)} rows; they differ first at position {differs}"
         )
     if len(targets) != sample.weight:
         raise DataError(f"{len(targets)} labels, but its weight is {sample.weight}")
