@@ -59,6 +59,14 @@ CASES = {
         dict(vision=layout(dp=2) + "\nfrozen = true", llm=layout(2, pp=2), world_size=4),
         "many",
     ),
+    "encoder on the LLM's last rank, stage0": (
+        dict(vision=layout(1), llm=layout(pp=2), world_size=2, schedule=STAGE0),
+        "many",
+    ),
+    "encoder pp 2 half on the LLM, stage0": (
+        dict(vision=layout(pp=2), llm=layout(1, pp=2), world_size=3, schedule=STAGE0),
+        "many",
+    ),
     "partly overlapping": (dict(vision=layout(dp=4), llm=layout(2, dp=2, pp=2), world_size=6), "many"),
 }
 WITHOUT_GRADIENT = {"colocated, text only": "vision."}
