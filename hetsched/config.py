@@ -90,13 +90,14 @@ def _chosen(options: list[Any], value: object, path: str) -> Any:
     if not isinstance(value, Mapping):
         raise _wrong_type(path, value, "a table")
     by_kind = {option.kind: option for option in options}
-    if value.get("kind") not in by_kind:
+    kind = value.get("kind")
+    if not isinstance(kind, str) or kind not in by_kind:
         raise PlanError(
-            f"kind = {_shown(value.get('kind'))} is not known",
+            f"kind = {_shown(kind)} is not known",
             field=_join(path, "kind"),
             fix=f"choose from {_list(tuple(by_kind))}",
         )
-    return by_kind[value["kind"]]
+    return by_kind[kind]
 
 
 def require(condition: bool, problem: str, *, field: str, fix: str) -> None:

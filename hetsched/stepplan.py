@@ -48,7 +48,10 @@ def make_topology(plan: Plan) -> tuple[Topology, tuple[tuple[int, ...], ...]]:
     modules = tuple(
         ModuleOnLanes(
             name=name,
-            stages=tuple(find_gangs(grid, pp=stage, lane_of=lane_of) for stage in range(grid.layout.num_stages)),
+            stages=tuple(
+                find_gangs(grid, pp=plan.pipeline_rank(name, stage), lane_of=lane_of)
+                for stage in range(grid.layout.num_stages)
+            ),
             has_backward=plan.has_backward(name),
             takes_items=name != plan.sink,
         )
@@ -168,9 +171,9 @@ def _cross(
 ) -> Crossing:
     source, sink = plan.grids[boundary.producer], plan.grids[boundary.consumer]
     return cross(
-        Side(boundary.producer, source, source.layout.pp - 1),
+        Side(boundary.producer, source, plan.pipeline_rank(boundary.producer, source.layout.num_stages - 1)),
         shares[boundary.producer, microbatch],
-        Side(boundary.consumer, sink, boundary.stage),
+        Side(boundary.consumer, sink, plan.pipeline_rank(boundary.consumer, boundary.stage)),
         shares[boundary.consumer, microbatch],
         has_backward=plan.has_backward(boundary.producer),
     )

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Deciding, from what all may import to what may import all before it.
 ORDER = (
     *("errors", "batch"),
-    *("layout", "schedule", "lower", "check", "sim", "show"),
+    *("layout", "schedule", "exchange", "lower", "check", "sim", "show"),
     *("config", "plan", "stepplan", "estimate", "cli", "__init__"),
 )
 DOING = frozenset({"kernels", "ops", "runtime", "parallel", "models", "train"})

@@ -9,8 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 
 from hetsched.layout.grid import Grid
+
+
+class StageOrder(StrEnum):
+    """How a module's stages lie on its P pipeline ranks."""
+
+    LOOP = "loop"
+    """Stage s on rank s mod P."""
+    V = "v"
+    """Down and up again: stages s and 2P - 1 - s on rank s."""
+
+    def pipeline_rank(self, stage: int, *, pp: int) -> int:
+        """The pipeline rank of a stage."""
+        place = stage % pp
+        is_way_back = self is StageOrder.V and stage // pp % 2 == 1
+        return pp - 1 - place if is_way_back else place
 
 
 @dataclass(frozen=True, slots=True)

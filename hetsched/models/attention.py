@@ -98,7 +98,7 @@ class Rotary:
     sin_T1D: Tensor
 
     @classmethod
-    def of(cls, positions_T: Tensor, *, head_size: int, dtype: torch.dtype, base: float = 10_000.0) -> Rotary:
+    def of(cls, positions_T: Tensor, *, head_size: int, base: float, dtype: torch.dtype) -> Rotary:
         """Angles of ``positions_T`` for heads of ``head_size`` channels, kept in ``dtype``."""
         pair = torch.arange(head_size // 2, device=positions_T.device, dtype=torch.float64)
         angle = positions_T[:, None].double() * base ** (-2.0 * pair / head_size)
@@ -133,4 +133,5 @@ class SelfAttention(nn.Module):
         q, k, v = (project(x_TC).unflatten(-1, (-1, self.head_size)) for project in (self.q, self.k, self.v))
         if rotary is not None:
             q, k = rotary.turn(q), rotary.turn(k)
-        return self.o(packed_attention(q, k, v, padding=padding, causal=self.causal).flatten(1))
+        out_TC: Tensor = self.o(packed_attention(q, k, v, padding=padding, causal=self.causal).flatten(1))
+        return out_TC

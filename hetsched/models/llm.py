@@ -1,4 +1,7 @@
-"""Decoder LLM on packed sequences: RMSNorm, rotary positions, grouped-query attention, SwiGLU."""
+"""Decoder LLM on packed sequences: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
+
+Shape suffixes: T packed tokens, C hidden size, V vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hetsched.models.attention import Rotary, SelfAttention, SequencePadding
-from hetsched.models.config import LLMConfig, stage_layers
+from hetsched.plan.model import LLMConfig, stage_layers
 from hetsched.runtime.stage import StageMeta
 
 IGNORE = -100
@@ -30,7 +33,8 @@ class DecoderLayer(nn.Module):
     def forward(self, x_TC: Tensor, padding: SequencePadding, rotary: Rotary) -> Tensor:
         x_TC = x_TC + self.attn(self.attn_norm(x_TC), padding, rotary)
         y_TC = self.ffn_norm(x_TC)
-        return x_TC + self.down(F.silu(self.gate(y_TC)) * self.up(y_TC))
+        out_TC: Tensor = x_TC + self.down(F.silu(self.gate(y_TC)) * self.up(y_TC))
+        return out_TC
 
 
 class TokenEmbedding(nn.Module):
@@ -41,7 +45,7 @@ class TokenEmbedding(nn.Module):
         self.tokens = nn.Embedding(config.vocab, config.hidden)
 
     def forward(self, meta: StageMeta) -> Tensor:
-        rows_TC = self.tokens(meta.inputs["ids"])
+        rows_TC: Tensor = self.tokens(meta.inputs["ids"])
         for name in sorted(meta.boundary):
             entering = meta.boundary[name]
             rows_TC = rows_TC.index_copy(0, entering.index, entering.rows.to(rows_TC.dtype))
@@ -86,7 +90,7 @@ class LLMStage(nn.Module):
     def __init__(self, config: LLMConfig, *, stage: int, num_stages: int, module: str = "llm") -> None:
         super().__init__()
         layers = stage_layers(config.layers, stage=stage, num_stages=num_stages, module=module)
-        self.head_size = config.hidden // config.heads
+        self.head_size, self.rotary_base = config.hidden // config.heads, config.rotary_base
         self.embed = TokenEmbedding(config) if stage == 0 else None
         # Keyed by the index in the whole model, so that a parameter has one name in every split.
         self.layers = nn.ModuleDict({str(i): DecoderLayer(config) for i in layers})
@@ -97,7 +101,7 @@ class LLMStage(nn.Module):
             rows = self.embed(meta)
         assert rows is not None, "a stage after the first is given rows"
         padding = SequencePadding.of(meta.cu_seqlens, num_tokens=rows.shape[0], max_seqlen=meta.max_seqlen)
-        rotary = Rotary.of(meta.positions, head_size=self.head_size, dtype=rows.dtype)
+        rotary = Rotary.of(meta.positions, head_size=self.head_size, base=self.rotary_base, dtype=rows.dtype)
         for layer in self.layers.values():
             rows = layer(rows, padding, rotary)
         return rows if self.head is None else self.head(rows, meta.inputs["labels"])

@@ -18,7 +18,12 @@ def load_plan(path: str | Path) -> Plan:
         FileNotFoundError: there is no such file.
         PlanError: the plan cannot be run as written; the message names file, field, value and fix.
     """
-    return parse_plan(Path(path).read_text(encoding="utf-8"), source=str(path))
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        problem, fix = f"not UTF-8: {error.reason} at byte {error.start}", "save the file as UTF-8"
+        raise PlanError(problem, field="the text", fix=fix, source=str(path)) from None
+    return parse_plan(text, source=str(path))
 
 
 def parse_plan(text: str, *, source: str | None = None) -> Plan:

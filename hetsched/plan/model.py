@@ -59,6 +59,8 @@ class LLMConfig:
         kv_heads: key and value heads; divides ``heads``.
         ffn: inner width of the SwiGLU layers.
         vocab: number of token ids.
+        rotary_base: the slowest rotary position turns once in about 6 times as many tokens; short sequences
+            want a small one.
 
     Raises:
         PlanError: a size that cannot be built; ``field`` is relative to this table.
@@ -71,6 +73,7 @@ class LLMConfig:
     kv_heads: int
     ffn: int
     vocab: int
+    rotary_base: int = 10_000
 
     def __post_init__(self) -> None:
         _check_positive(self)
@@ -99,7 +102,7 @@ def stage_layers(layers: int, *, stage: int, num_stages: int, module: str) -> ra
     if num_stages > layers:
         raise PlanError(
             f"module {module}: {num_stages} stages cannot share {layers} layers",
-            field=f"modules.{module}.pp",
+            field=f"modules.{module}.layout.pp",
             fix=f"at most {layers} stages, or more layers",
         )
     return range(stage * layers // num_stages, (stage + 1) * layers // num_stages)
@@ -115,9 +118,13 @@ def _check_positive(config: VisionConfig | LLMConfig) -> None:
 def _check_divides(config: VisionConfig | LLMConfig, name: str, whole_name: str) -> None:
     part, whole = getattr(config, name), getattr(config, whole_name)
     if whole % part:
-        choices = ", ".join(str(d) for d in range(1, whole + 1) if whole % d == 0)
         raise PlanError(
             f"{config.kind}: {name}={part} does not divide {whole_name}={whole}",
             field=name,
-            fix=f"choose {name} from {choices}",
+            fix=f"choose {name} from {divisors(whole)}",
         )
+
+
+def divisors(count: int) -> str:
+    """The divisors of a count, for messages; those up to 1024."""
+    return ", ".join(str(d) for d in range(1, min(count, 1024) + 1) if count % d == 0)

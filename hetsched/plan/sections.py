@@ -10,7 +10,9 @@ from functools import cached_property
 from typing import Literal
 
 from hetsched.layout.grid import Grid, Layout
+from hetsched.layout.placement import StageOrder
 from hetsched.plan.model import LLMConfig, VisionConfig
+from hetsched.schedule.registry import PIPELINES
 
 DType = Literal["float32", "float64", "bfloat16"]
 
@@ -61,7 +63,7 @@ class BoundaryPlan:
 class SchedulePlan:
     """``[schedule]``: the pipeline schedule of the module that computes the loss, and where encoders go."""
 
-    pipeline: Literal["1f1b"] = "1f1b"
+    pipeline: Literal["gpipe", "1f1b", "interleaved", "zb-h1", "zb-v", "dualpipev"] = "1f1b"
     encoder: Literal["three_phase", "stage0"] = "three_phase"
 
 
@@ -141,6 +143,11 @@ class Plan:
         """The module that computes the loss: the one that no boundary leaves."""
         producers = {b.producer for b in self.boundaries}
         return next(name for name in self.modules if name not in producers)
+
+    def pipeline_rank(self, module: str, stage: int) -> int:
+        """The pipeline rank (pp coordinate) of a stage of a module."""
+        order = PIPELINES[self.schedule.pipeline].order if module == self.sink else StageOrder.LOOP
+        return order.pipeline_rank(stage, pp=self.modules[module].layout.pp)
 
     def hidden(self, module: str) -> int:
         """Width of the rows between the stages of a module."""

@@ -22,7 +22,8 @@ from hetsched.runtime.recorder import Recorder
 from hetsched.runtime.report import EvaluationReport, StepReport, gather_figures, gather_objects
 from hetsched.runtime.transport.gloo import GlooTransport
 from hetsched.runtime.work import Channels, RankStep
-from hetsched.stepplan import StepPlan, make_topology, plan_step
+from hetsched.schedule.action import Kind
+from hetsched.stepplan import StepPlan, make_topology, plan_step, step_program
 
 Builder = Callable[[int, ModuleMesh], nn.Module]
 
@@ -52,13 +53,19 @@ class Engine:
         self.stages: dict[tuple[str, int], nn.Module] = {}
         for name, grid in plan.grids.items():
             if self.rank in grid:
-                stage = grid.coordinates(self.rank).pp
-                self.stages[name, stage] = self._build(name, stage, builders[name])
+                mine = grid.coordinates(self.rank).pp
+                for stage in range(grid.layout.num_stages):
+                    if plan.pipeline_rank(name, stage) == mine:
+                        self.stages[name, stage] = self._build(name, stage, builders[name])
         transport = GlooTransport(timeout=timedelta(seconds=timeout_s))
         self._exchange = Exchange(self.rank, transport, device=self.device)
         self.recorder = Recorder()
         self._executor = Executor(
-            self.stages, exchange=self._exchange, recorder=self.recorder, reduce=self._reduce, device=self.device
+            self.stages,
+            exchange=self._exchange,
+            recorder=self.recorder,
+            reduce=self._reduce,
+            deferring={a.module for lane in step_program(plan).lanes for a in lane if a.kind is Kind.W},
         )
         self._channels = Channels(plan)
         _, lanes = make_topology(plan)
@@ -199,6 +206,12 @@ class Engine:
 
 
 def _check_launch(plan: Plan, builders: Mapping[str, Builder]) -> None:
+    # Compared before all else: ranks that raise while others go on would leave those waiting.
+    digests = gather_objects(plan.digest, group=None)
+    usual = max(digests, key=digests.count)
+    for rank, digest in enumerate(digests):
+        if digest != usual:
+            raise JobError(f"rank {rank} has another plan: its digest is {digest}, the others' is {usual}")
     launched = dist.get_world_size()
     if launched != plan.world_size:
         raise PlanError(
@@ -210,8 +223,3 @@ def _check_launch(plan: Plan, builders: Mapping[str, Builder]) -> None:
     for name in plan.modules:
         if name not in builders:
             raise PlanError(f"module {name} has no builder", field=f"modules.{name}", fix="pass one to Engine")
-    digests = gather_objects(plan.digest, group=None)
-    usual = max(digests, key=digests.count)
-    for rank, digest in enumerate(digests):
-        if digest != usual:
-            raise JobError(f"rank {rank} has another plan: its digest is {digest}, the others' is {usual}")

@@ -57,7 +57,7 @@ class Exchange:
     """
 
     def __init__(self, rank: int, transport: Transport, *, device: torch.device) -> None:
-        self._rank, self._transport, self._device = rank, transport, device
+        self._rank, self._transport, self.device = rank, transport, device
         self._kept: dict[int, deque[torch.Tensor]] = defaultdict(deque)
         self.sent_bytes = 0
 
@@ -85,9 +85,9 @@ class Exchange:
         kept = self._kept[channel.tag].popleft() if counts.pop(self._rank, 0) else None
         messages: dict[int, tuple[torch.Tensor, Receive]] = {}
         for peer, count in counts.items():
-            buffer = torch.empty(count, channel.hidden, dtype=channel.dtype, device=self._device)
+            buffer = torch.empty(count, channel.hidden, dtype=channel.dtype, device=self.device)
             messages[peer] = (buffer, self._transport.receive(buffer, peer=peer, tag=channel.tag))
-        out = torch.zeros(num_rows, channel.hidden, dtype=channel.dtype, device=self._device)
+        out = torch.zeros(num_rows, channel.hidden, dtype=channel.dtype, device=self.device)
         return Arriving(mine, messages, kept, out, rank=self._rank)
 
     def flush(self) -> None:

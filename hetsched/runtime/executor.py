@@ -6,7 +6,7 @@ action of its own, so no autograd graph leaves its stage.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ from hetsched.layout.routes import Segment
 from hetsched.runtime.exchange import Arriving, Channel, Exchange
 from hetsched.runtime.recorder import Recorder
 from hetsched.runtime.stage import BoundaryRows, StageMeta
+from hetsched.runtime.weight_gradient import WeightGradients
 from hetsched.schedule.action import Action, Kind
 
 
@@ -83,7 +84,8 @@ class Executor:
 
     Args:
         stages: ``(module, stage)`` -> the stage's nn.Module.
-        reduce: sums a stage's gradients over its copies.
+        reduce: ``(module, stage)`` sums a stage's gradients over its copies.
+        deferring: modules whose programs have I and W in place of B.
     """
 
     def __init__(
@@ -92,14 +94,18 @@ class Executor:
         *,
         exchange: Exchange,
         recorder: Recorder,
-        reduce: Any,
-        device: torch.device,
+        reduce: Callable[[str, nn.Module], None],
+        deferring: Collection[str] = (),
     ) -> None:
         self._stages, self._exchange, self._recorder = stages, exchange, recorder
-        self._reduce, self._device = reduce, device
+        self._reduce = reduce
+        self._deferred = {key: WeightGradients(stage) for key, stage in stages.items() if key[0] in deferring}
         self._do = {
             Kind.F: self._forward,
             Kind.B: self._backward,
+            Kind.I: self._input_backward,
+            Kind.W: self._weight_backward,
+            Kind.OVERLAP_F_B: self._overlap,
             Kind.SEND_F: self._send_forward,
             Kind.RECV_F: self._receive,
             Kind.SEND_B: self._send_backward,
@@ -112,7 +118,7 @@ class Executor:
         self._work = work
         self._live: dict[tuple[str, int, int], _Live] = {}
         self._arriving: dict[tuple[str, Kind, int, int], Arriving] = {}
-        zero = torch.zeros((), dtype=torch.float64, device=self._device)
+        zero = torch.zeros((), dtype=torch.float64, device=self._exchange.device)
         self._result = StepResult(zero, zero.clone(), {})
         with torch.set_grad_enabled(is_training):
             for action in actions:
@@ -125,7 +131,7 @@ class Executor:
 
     def _forward(self, a: Action) -> None:
         for m in a.microbatches:
-            rows = self._arrived(a.module, Kind.RECV_F, a.stage, m)
+            rows = self._from_neighbor(a, Kind.RECV_F, m)
             entering = {
                 edge: self._arrived(edge, Kind.RECV_F, a.stage, m) for edge in self._work.incoming(a.module, a.stage)
             }
@@ -163,9 +169,23 @@ class Executor:
             torch.autograd.backward(live.output, gradient)
             live.output = None
 
+    def _input_backward(self, a: Action) -> None:
+        deferred = self._deferred[a.module, a.stage]
+        deferred.begin()
+        self._backward(a)
+        deferred.end(a.microbatches[0])
+
+    def _weight_backward(self, a: Action) -> None:
+        for m in a.microbatches:
+            self._deferred[a.module, a.stage].multiply(m)
+
+    def _overlap(self, a: Action) -> None:
+        for part in a.parts:
+            self._do[part.kind](part)
+
     def _output_gradient(self, a: Action, m: int) -> Tensor | None:
         """The sum of what the next stage and every boundary sent back; None at the loss."""
-        parts = [self._arrived(a.module, Kind.RECV_B, a.stage, m)]
+        parts = [self._from_neighbor(a, Kind.RECV_B, m)]
         parts += [self._arrived(edge, Kind.RECV_B, a.stage, m) for edge in self._work.outgoing(a.module, a.stage)]
         present = [part for part in parts if part is not None]
         return sum(present[1:], start=present[0]) if present else None
@@ -202,6 +222,18 @@ class Executor:
             move = self._work.move(a, m)
             arriving = self._exchange.receive(move.channel, move.route, move.num_rows)
             self._arriving[a.module, a.kind, a.stage, m] = arriving
+
+    def _from_neighbor(self, a: Action, kind: Kind, m: int) -> Tensor | None:
+        """What the stage before (RECV_F) or after (RECV_B) made: received, or handed over on this rank."""
+        arrived = self._arrived(a.module, kind, a.stage, m)
+        neighbor = self._live.get((a.module, a.stage - 1 if kind is Kind.RECV_F else a.stage + 1, m))
+        if arrived is not None or neighbor is None:
+            return arrived
+        if kind is Kind.RECV_F:
+            assert neighbor.output is not None
+            return neighbor.output.detach()
+        assert neighbor.rows is not None
+        return neighbor.rows.grad
 
     def _arrived(self, module_or_edge: str, kind: Kind, stage: int, m: int) -> Tensor | None:
         arriving = self._arriving.pop((module_or_edge, kind, stage, m), None)

@@ -62,7 +62,8 @@ class RankStep:
         """Load the shares whose first or last stage is on this rank. Raises DataError."""
         dtype = getattr(torch, self._plan.dtype)
         for module, at in self._where.items():
-            if at.pp not in (0, self._plan.modules[module].layout.pp - 1):
+            last = self._plan.modules[module].layout.num_stages - 1
+            if at.pp not in {self._plan.pipeline_rank(module, stage) for stage in (0, last)}:
                 continue
             for m in range(self._plan.microbatches):
                 tensors = load_share(batch, self._share(module, m))
@@ -83,7 +84,7 @@ class RankStep:
         stage = action.stage if goes_on else action.stage - 1
         share, at = self._share(action.module, microbatch), self._where[action.module]
         grid = self._plan.grids[action.module]
-        first, second = grid.rank(dp=at.dp, pp=stage), grid.rank(dp=at.dp, pp=stage + 1)
+        first, second = (grid.rank(dp=at.dp, pp=self._plan.pipeline_rank(action.module, s)) for s in (stage, stage + 1))
         ends = (first, second) if is_forward else (second, first)
         route = (Segment(ends[0], 0, ends[1], 0, share.num_tokens),) if share.num_tokens else ()
         channel = self._channels.of(action.module, stage, is_forward=is_forward)

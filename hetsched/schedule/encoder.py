@@ -8,7 +8,7 @@ LLM get no work (``encoder_lanes`` says where work may go).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from hetsched.layout.placement import Edge, ModuleOnLanes, Topology
 from hetsched.schedule.action import Action, Kind, act
@@ -56,7 +56,8 @@ def _three_phase(topology: Topology, edge: Edge, lanes: Lanes, num_microbatches:
 def _stage0(topology: Topology, edge: Edge, lanes: Lanes, num_microbatches: int) -> None:
     encoder = topology.module(edge.producer)
     consumer_lanes = topology.module(edge.consumer).lanes(edge.stage)
-    order = [a for a in lanes[consumer_lanes[0]] if a.module == edge.consumer and a.stage == edge.stage]
+    on_lane = (part for action in lanes[consumer_lanes[0]] for part in action.flat())
+    order = [part for part in on_lane if part.module == edge.consumer and part.stage == edge.stage]
     allowed = encoder_lanes(topology, edge, policy="stage0")
     for stage, lane in _stages_on_lanes(encoder):
         if lane in consumer_lanes:
@@ -65,24 +66,28 @@ def _stage0(topology: Topology, edge: Edge, lanes: Lanes, num_microbatches: int)
             lanes[lane] = list(_followed(order, encoder, stage)) + lanes[lane]
 
 
-def _fused(actions: Iterable[Action], edge: Edge, encoder: ModuleOnLanes, stage: int) -> Iterable[Action]:
+def _fused(actions: Iterable[Action], edge: Edge, encoder: ModuleOnLanes, stage: int) -> Iterator[Action]:
     """The lane's actions with the encoder's around those of the consumer's stage."""
     for action in actions:
-        is_consumer = action.module == edge.consumer and action.stage == edge.stage
-        if is_consumer and action.kind is Kind.F:
-            yield act(encoder.name, stage, Kind.F, action.first)
+        parts = [part for part in action.flat() if part.module == edge.consumer and part.stage == edge.stage]
+        yield from (act(encoder.name, stage, Kind.F, part.first) for part in parts if part.kind is Kind.F)
         yield action
-        if is_consumer and action.kind in (Kind.B, Kind.I) and encoder.has_backward:
-            yield act(encoder.name, stage, Kind.B, action.first)
+        yield from _backwards(parts, encoder, stage)
 
 
-def _followed(order: Iterable[Action], encoder: ModuleOnLanes, stage: int) -> Iterable[Action]:
+def _followed(order: Iterable[Action], encoder: ModuleOnLanes, stage: int) -> Iterator[Action]:
     """The encoder's own actions in the order of the consumer stage's."""
-    for action in order:
-        if action.kind is Kind.F:
-            yield act(encoder.name, stage, Kind.F, action.first)
-        elif action.kind in (Kind.B, Kind.I) and encoder.has_backward:
-            yield act(encoder.name, stage, Kind.B, action.first)
+    for part in order:
+        if part.kind is Kind.F:
+            yield act(encoder.name, stage, Kind.F, part.first)
+        yield from _backwards([part], encoder, stage)
+
+
+def _backwards(parts: Iterable[Action], encoder: ModuleOnLanes, stage: int) -> Iterator[Action]:
+    """The encoder's backwards of the microbatches whose gradients these actions of the consumer's stage give."""
+    for part in parts:
+        if part.kind in (Kind.B, Kind.I) and encoder.has_backward:
+            yield act(encoder.name, stage, Kind.B, part.first)
 
 
 def _stages_on_lanes(encoder: ModuleOnLanes) -> list[tuple[int, int]]:

@@ -2,57 +2,92 @@
 
 from __future__ import annotations
 
-from hetsched.schedule.action import Action, Kind
+from collections import Counter
+from collections.abc import Iterable
+
+from hetsched.schedule.action import Kind
+from hetsched.show.label import Labels
+from hetsched.show.unit import MILLISECOND, Unit
+from hetsched.sim.bubble import bubble_fraction, bubbles
+from hetsched.sim.live import peak_live_microbatches
 from hetsched.sim.timeline import Span, Stream, Timeline
 
 IDLE = "."
+_FILL = {Kind.F: "-", Kind.W: "~"}
+_OTHER_FILL = "="
+_NUM_TICKS = 8
 
 
-def draw(timeline: Timeline, *, width: int = 120) -> str:
+def draw(timeline: Timeline, *, width: int = 120, unit: Unit = MILLISECOND) -> str:
     """The compute actions of each lane on a common time axis.
 
-    Each action starts with its name as far as it fits: the module's first letter (lower-case for the module
-    that computes the loss), kind and microbatch, e.g. ``F3`` of ``llm`` and ``vF3`` of ``vision``; dots are idle time.
+    Each action starts with its name (see ``Labels``) where there is room, otherwise with its kind, or, of a module that
+    produces for others, with the module's letter. A column of several actions shows the one that takes most
+    of it. Dots are idle time. At the right are the lane's idle time and the most microbatches that are alive on it.
 
     Args:
         timeline: simulated or measured.
         width: columns of the time axis.
+        unit: in which times are written.
     """
     makespan = max(1, timeline.makespan_ns)
-    lines = []
-    for lane in range(len(timeline.program.lanes)):
-        row = [IDLE] * width
-        for span in timeline.stream(lane, Stream.COMPUTE):
-            _paint(row, span, makespan, label=_label(timeline, span.action))
-        lines.append(f"lane {lane:<3} {''.join(row)}")
-    return "\n".join([*lines, _legend(timeline)])
+    labels = Labels(timeline.program)
+    live = peak_live_microbatches(timeline.program)
+    heads = [f"lane {lane}" for lane in range(len(live))]
+    indent = max(map(len, heads), default=4) + 2
+    lines = ["time".ljust(indent) + _ruler(makespan, width, unit)]
+    for lane, bubble in enumerate(bubbles(timeline)):
+        row = _row(timeline.stream(lane, Stream.COMPUTE), labels, makespan=makespan, width=width)
+        lines.append(f"{heads[lane]:<{indent}}{row}  {bubble.total / makespan:4.0%} idle, {live[lane]} live")
+    return "\n".join([*lines, _legend(timeline, labels, unit)])
 
 
-def _paint(row: list[str], span: Span, makespan: int, *, label: str) -> None:
-    """Write the span over its columns: its label, then a fill; the last column stays a boundary if there is room."""
-    first = span.start_ns * len(row) // makespan
-    end = span.end_ns * len(row) // makespan
-    if end <= first:
-        return
-    fill = "-" if span.action.kind is Kind.F else "="
-    text = (label + fill * (end - first))[: end - first]
-    if len(text) > len(label):
-        text = text[:-1] + "|"
-    row[first:end] = text
+def _row(spans: Iterable[Span], labels: Labels, *, makespan: int, width: int) -> str:
+    """One lane: names over the columns of each span, and, where spans share a column, the kind of the longest."""
+    row: list[str] = [IDLE] * width
+    shared: dict[int, Counter[str]] = {}
+    for span in spans:
+        first, end = (time * width // makespan for time in (span.start_ns, span.end_ns))
+        names = labels.of(span.action)
+        if end > first:
+            row[first:end] = _paint(names, end - first, fill=_FILL.get(span.action.kind, _OTHER_FILL))
+        elif span.duration_ns:
+            shared.setdefault(first, Counter())[names[-1]] += span.duration_ns
+    for column, kinds in shared.items():
+        if row[column] == IDLE:
+            row[column] = max(sorted(kinds), key=lambda name: kinds[name])
+    return "".join(row)
 
 
-def _label(timeline: Timeline, action: Action) -> str:
-    producers = {edge.producer for edge in timeline.program.topology.edges}
-    letter = action.module[0] if action.module in producers else ""
-    if action.kind.is_collective:
-        return f"{letter}R"
-    window = "" if action.first == action.last else f"-{action.last}"
-    return f"{letter}{action.kind}{action.first}{window}"
+def _paint(names: tuple[str, ...], length: int, *, fill: str) -> str:
+    """The longest name that fits, then a fill; the last column is a boundary if there is room."""
+    name = next(name for name in names if len(name) <= length)
+    text = name + fill * (length - len(name))
+    return text[:-1] + "|" if len(name) < length and length > 2 else text
 
 
-def _legend(timeline: Timeline) -> str:
-    busy = sum(s.duration_ns for s in timeline.spans if s.stream is Stream.COMPUTE)
-    lanes, makespan = len(timeline.program.lanes), timeline.makespan_ns
-    idle = 1 - busy / (lanes * makespan) if makespan else 0.0
+def _ruler(makespan: int, width: int, unit: Unit) -> str:
+    """Round times above the columns in which they lie."""
+    step = _round_step(makespan / _NUM_TICKS / unit.ns)
+    row = [" "] * (width + 16)
+    tick = 0
+    while (time_ns := round(tick * step * unit.ns)) <= makespan:
+        column = time_ns * width // makespan
+        row[column : column + 16] = f"{tick * step:<16g}"
+        tick += 1
+    return "".join(row).rstrip()
+
+
+def _round_step(smallest: float) -> float:
+    """The first of 1, 2, 5, 10, ... times a power of ten that is not smaller."""
+    power = 10.0 ** len(str(int(smallest))) if smallest >= 1 else 1.0
+    while power > smallest:
+        power /= 10
+    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= smallest)
+
+
+def _legend(timeline: Timeline, labels: Labels, unit: Unit) -> str:
     bound = "" if timeline.gap is None else f", {timeline.gap:.1%} above the lower bound"
-    return f"step {makespan / 1e6:g} ms, idle {idle:.1%} of lane time{bound}"
+    modules = "".join(f"; {prefix} is {name}" for name, prefix in labels.prefixes.items())
+    makespan = unit.text(timeline.makespan_ns)
+    return f"step {makespan}, idle {bubble_fraction(timeline):.1%} of lane time{bound}{modules}"

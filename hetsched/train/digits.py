@@ -18,6 +18,12 @@ from hetsched.train.questions import DEFAULT_MIX, NUM_VARIANTS, TOKENIZER, Numbe
 from hetsched.train.scans import SIDE, Augmentation, Split
 from hetsched.train.tokenizer import END, IMAGE
 
+ENCODER = "vision"
+"""The module whose items the images are."""
+
+
+_MOST_KNOWN = 4096
+
 
 class DigitsSource:
     """Questions about images of numbers; a `hetsched.batch.DataSource`.
@@ -51,6 +57,8 @@ class DigitsSource:
             raise DataError(f"split {split!r} is not one of train, held_out")
         self.split, self.seed, self.patch, self.merge, self.mix = split, seed, patch, merge, dict(mix)
         self._augmentation = Augmentation()
+        # A step asks for each of its samples several times: to describe, to load, to check.
+        self._known: dict[int, tuple[Question, Sample]] = {}
         self._variants: dict[int, NDArray[np.float32]] = {}
 
     @property
@@ -65,7 +73,7 @@ class DigitsSource:
 
     def question(self, index: int) -> Question:
         """The question of sample ``index``."""
-        return draw_question(Random(f"{self.seed}/{self.split}/{index}"), split=self.split, mix=self.mix)
+        return self._remembered(index)[0]
 
     def kind(self, index: int) -> str:
         """The kind of question that sample ``index`` asks."""
@@ -73,7 +81,18 @@ class DigitsSource:
 
     def describe(self, index: int) -> Sample:
         """Sample ``index`` as integers; looks at no pixels."""
-        question = self.question(index)
+        return self._remembered(index)[1]
+
+    def _remembered(self, index: int) -> tuple[Question, Sample]:
+        if index not in self._known:
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.clear()
+            random = Random(f"{self.seed}/{self.split}/{index}")
+            question = draw_question(random, split=self.split, mix=self.mix)
+            self._known[index] = question, self._describe(index, question)
+        return self._known[index]
+
+    def _describe(self, index: int, question: Question) -> Sample:
         num_tokens, placeholders = 0, []
         for part in question.prompt:
             if isinstance(part, NumberImage):
@@ -114,12 +133,13 @@ class DigitsSource:
     def _item(self, image: NumberImage) -> Item:
         patches_per_row = self.merge * self.merge
         num_patches = len(image.scans) * (SIDE // self.patch) ** 2
-        return Item("vision", image.key, num_patches, num_patches // patches_per_row)
+        return Item(ENCODER, image.key, num_patches, num_patches // patches_per_row)
 
     def _scan(self, scan: int, variant: int) -> NDArray[np.float32]:
         if scan not in self._variants:
             self._variants[scan] = self._augmentation.variants(scan, num_variants=NUM_VARIANTS, seed=self.seed)
-        return self._variants[scan][variant]
+        shown: NDArray[np.float32] = self._variants[scan][variant]
+        return shown
 
 
 @cache

@@ -6,20 +6,22 @@ import multiprocessing
 import os
 import signal
 import tempfile
+import threading
+import time
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import wait
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.multiprocessing.spawn import ProcessContext, ProcessExitedException, start_processes
 
 from hetsched.errors import HetschedError, JobError
 
 GRACE_S = 5.0
-"""Seconds that the other ranks have to end after one has failed."""
+"""Seconds that the other ranks have to end after one has failed, and once more after they are told to."""
 
 
 def launch(worker: Callable[..., None], *args: Any, num_ranks: int) -> None:
@@ -37,27 +39,29 @@ def launch(worker: Callable[..., None], *args: Any, num_ranks: int) -> None:
         finally:
             dist.destroy_process_group()
         return
+    # One server imports torch (with the compiler, which its optimizers ask for) and then forks all ranks.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch._dynamo", worker.__module__])
+    ranks: list[ForkServerProcess] = []
     with tempfile.TemporaryDirectory(prefix="hetsched-") as folder:
-        # One server imports torch (with the compiler, which its optimizers ask for) and then forks all ranks.
-        multiprocessing.set_forkserver_preload(["torch._dynamo", worker.__module__])
-        context = start_processes(  # type: ignore[no-untyped-call]
-            _rank_main, args=(num_ranks, folder, worker, args), nprocs=num_ranks, join=False, start_method="forkserver"
-        )
-        assert context is not None
         try:
-            while not context.join(timeout=1.0, grace_period=GRACE_S):
-                pass
-        except ProcessExitedException as error:
-            raise JobError(_what_happened(Path(folder), error)) from None
+            for rank in range(num_ranks):
+                process = context.Process(target=_rank_main, args=(rank, num_ranks, folder, worker, args))
+                process.start()
+                ranks.append(process)
+            failed = _wait_for_all(ranks)
         finally:
-            _end(context)
+            _end(ranks)
+        if failed:
+            raise JobError(_what_happened(Path(folder), failed))
 
 
 def _rank_main(rank: int, num_ranks: int, folder: str, worker: Callable[..., None], args: tuple[Any, ...]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    threading.Thread(target=_end_with_launcher, daemon=True).start()
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // num_ranks))
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=num_ranks)
     try:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=num_ranks)
         worker(*args)
         dist.destroy_process_group()
     except HetschedError as error:
@@ -66,32 +70,58 @@ def _rank_main(rank: int, num_ranks: int, folder: str, worker: Callable[..., Non
         _leave(folder, rank, traceback.format_exc())
 
 
+def _end_with_launcher() -> None:
+    """A launcher that was killed cannot end its ranks."""
+    launcher = multiprocessing.parent_process()
+    assert launcher is not None
+    launcher.join()
+    os._exit(1)
+
+
 def _leave(folder: str, rank: int, message: str) -> None:
     """Say why this rank fails, and end it at once: its peers may never answer again."""
     Path(folder, f"rank-{rank}").write_text(message, encoding="utf-8")
     os._exit(1)
 
 
-def _what_happened(folder: Path, error: ProcessExitedException) -> str:
-    """One message for the job: what each rank said of itself, or which signal ended the first."""
+def _wait_for_all(ranks: Sequence[ForkServerProcess]) -> dict[int, int]:
+    """Wait until all ranks have ended, or one has failed: the exit code of each that has by itself."""
+    running = {process.sentinel: process for process in ranks}
+    while running:
+        for sentinel in wait(list(running)):
+            process = running.pop(sentinel)  # type: ignore[arg-type]  # sentinels are integers here
+            process.join()
+            if process.exitcode != 0:
+                _join(ranks)
+                return {rank: p.exitcode for rank, p in enumerate(ranks) if p.exitcode}
+    return {}
+
+
+def _what_happened(folder: Path, failed: dict[int, int]) -> str:
+    """One message for the job: who was ended by a signal (the others then fail too), or what each rank said."""
+    killed = {rank: signal.Signals(-code).name for rank, code in failed.items() if code < 0}
+    if killed:
+        each = ", ".join(f"rank {rank} was ended by {name}" for rank, name in killed.items())
+        return f"{each}; the other ranks were stopped"
     said: dict[str, list[int]] = {}
-    for path in sorted(folder.glob("rank-*"), key=lambda p: int(p.name.split("-")[1])):
-        said.setdefault(path.read_text(encoding="utf-8"), []).append(int(path.name.split("-")[1]))
-    if error.signal_name is not None:
-        return f"rank {error.error_index} was ended by {error.signal_name}; the other ranks were stopped"
-    if not said:
-        return f"rank {error.error_index} ended with exit code {error.exit_code}"
+    for rank, code in failed.items():
+        path = folder / f"rank-{rank}"
+        message = path.read_text(encoding="utf-8") if path.exists() else f"ended with exit code {code}"
+        said.setdefault(message, []).append(rank)
     return "\n".join(f"rank {', '.join(map(str, ranks))}: {message}" for message, ranks in said.items())
 
 
-def _end(context: ProcessContext) -> None:
+def _end(ranks: Sequence[ForkServerProcess]) -> None:
     """Leave no rank behind, whatever happened here."""
-    for process in context.processes:
-        if process.is_alive():
-            process.terminate()
-    for process in context.processes:
-        process.join(GRACE_S)
-        if process.is_alive():
-            with suppress(ProcessLookupError):
-                process.kill()
-            process.join()
+    for stop in (ForkServerProcess.terminate, ForkServerProcess.kill):
+        for process in ranks:
+            if process.is_alive():
+                stop(process)
+        _join(ranks)
+
+
+def _join(ranks: Sequence[ForkServerProcess]) -> None:
+    """Give the ranks ``GRACE_S`` together to end."""
+    deadline = time.monotonic() + GRACE_S
+    for process in ranks:
+        process.join(max(0.0, deadline - time.monotonic()))

@@ -23,9 +23,9 @@ def make_optimizer(parameters: Iterable[nn.Parameter], training: TrainingPlan) -
     return torch.optim.AdamW(groups, lr=training.learning_rate, betas=(0.9, training.beta2), foreach=True)
 
 
-def learning_rate(step: int, *, num_steps: int, training: TrainingPlan) -> float:
-    """The rate of step ``step`` (from 0) of ``num_steps``."""
+def learning_rate(step: int, training: TrainingPlan) -> float:
+    """The rate of step ``step`` (from 0)."""
     if step < training.warmup_steps:
         return training.learning_rate * (step + 1) / training.warmup_steps
-    progress = (step - training.warmup_steps) / max(1, num_steps - training.warmup_steps)
+    progress = (step - training.warmup_steps) / max(1, training.steps - training.warmup_steps)
     return training.learning_rate * (0.55 + 0.45 * math.cos(math.pi * progress))

@@ -12,42 +12,52 @@ from typing import Any, TextIO
 
 import torch.distributed as dist
 
-from hetsched.config import require
+from hetsched.errors import PlanError
 from hetsched.plan import Plan
 from hetsched.runtime.report import StepReport
+from hetsched.train.digits import ENCODER
 from hetsched.train.launch import launch
 from hetsched.train.trainer import Evaluation, Trainer
 
 
-def train_plan(plan: Plan, *, steps: int | None = None, out: Path | None = None) -> Path:
+def train_plan(plan: Plan, *, stop_after: int | None = None, out: Path | None = None) -> Path:
     """Train as the plan says, on as many processes as it has ranks.
 
     Args:
         plan: with model, data and training.
-        steps: optimizer steps, in place of the plan's.
+        stop_after: end after so many steps of the plan's; the learning rate's schedule stays the plan's.
         out: folder of metrics.jsonl; ``runs/<name>`` by default.
 
     Returns:
         The path of metrics.jsonl: a line per step, then one of the final evaluation.
 
     Raises:
-        PlanError: the plan lacks a section.
+        PlanError: the plan lacks a section, or does not have the one encoder that the data is for.
         JobError: a rank failed; the message names it.
     """
-    for section in ("model", "data", "training"):
-        missing = getattr(plan, section) is None
-        require(not missing, f"there is no [{section}]", field=section, fix="add it; `hetsched train` needs it")
+    _check_sections(plan)
     out = Path("runs", plan.name) if out is None else out
     out.mkdir(parents=True, exist_ok=True)
     metrics = out / "metrics.jsonl"
-    launch(_train_rank, plan, steps, metrics, num_ranks=plan.world_size)
+    launch(_train_rank, plan, stop_after, metrics, num_ranks=plan.world_size)
     return metrics
 
 
-def _train_rank(plan: Plan, steps: int | None, metrics: Path) -> None:
+def _check_sections(plan: Plan) -> None:
+    for section in ("model", "data", "training"):
+        if getattr(plan, section) is None:
+            fix = "add it; `hetsched train` needs it"
+            raise PlanError(f"there is no [{section}]", field=section, fix=fix, source=plan.source)
+    encoders = [name for name in plan.modules if name != plan.sink]
+    if encoders != [ENCODER]:
+        problem = f"the digits are images for one encoder, {ENCODER!r}; the plan has {', '.join(encoders) or 'none'}"
+        raise PlanError(problem, field="modules", fix=f"have one encoder, named {ENCODER}", source=plan.source)
+
+
+def _train_rank(plan: Plan, stop_after: int | None, metrics: Path) -> None:
     assert plan.training is not None
     trainer = Trainer(plan)
-    num_steps = plan.training.steps if steps is None else steps
+    num_steps = plan.training.steps if stop_after is None else min(stop_after, plan.training.steps)
     if dist.get_rank() != 0:
         trainer.train(num_steps, after_step=lambda *_: None)
         trainer.evaluate()

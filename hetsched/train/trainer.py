@@ -60,7 +60,12 @@ class Trainer:
         return source, CheckedSource(source, self._plan, placeholder_id=source.placeholder_id)
 
     def train(self, num_steps: int, *, after_step: Callable[[int, StepReport, float], None]) -> None:
-        """Train for ``num_steps``; ``after_step`` is given the step, its report and the gradients' norm."""
+        """Do the first ``num_steps`` of the plan's steps.
+
+        Args:
+            num_steps: steps to do.
+            after_step: called with the step, its report and the norm of the gradients before clipping.
+        """
         for step in range(num_steps):
             first = step * self._data.batch_size
             batch = Batch.of(self._train_checked, range(first, first + self._data.batch_size))
@@ -68,7 +73,7 @@ class Trainer:
             norm = self.engine.clip_grad_norm(self._training.clip_grad_norm or float("inf"))
             if self._optimizer is not None:
                 for group in self._optimizer.param_groups:
-                    group["lr"] = learning_rate(step, num_steps=num_steps, training=self._training)
+                    group["lr"] = learning_rate(step, self._training)
                 self._optimizer.step()
             after_step(step, report, norm)
 
