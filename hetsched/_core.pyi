@@ -6,13 +6,14 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from hetsched.schedule.action import Action, Kind
+
 IntArray = NDArray[np.int64]
 
 def assign_longest_first(costs: Sequence[int], loads: Sequence[int]) -> list[int]: ...
 
 PartTuple: TypeAlias = tuple[int, int, int, int, int]
 FaultTuple: TypeAlias = tuple[int, int, int, int, int, PartTuple | None]
-Int32s: TypeAlias = NDArray[np.int32]
 Int64s: TypeAlias = NDArray[np.int64]
 
 class Run:
@@ -31,12 +32,12 @@ class CompiledProgram:
     def lower_bound(self, durations: Int64s, message_times: Int64s) -> int: ...
 
 def compile_program(
-    num_lanes: int,
+    lanes: tuple[tuple[Action, ...], ...],
     num_microbatches: int,
     modules: Sequence[tuple[Sequence[Sequence[Sequence[int]]], bool, bool]],
     edges: Sequence[tuple[int, int, int]],
-    parts: Int32s,
-    begins: tuple[Int32s, Int32s],
+    kinds: tuple[Kind, ...],
+    names: dict[str, int],
 ) -> CompiledProgram | FaultTuple: ...
 def forward_route(uses: IntArray, producers: IntArray, consumers: IntArray, host_of: IntArray) -> IntArray: ...
 def backward_route(

@@ -46,7 +46,8 @@ def test_the_scans_are_those_of_scikit_learn() -> None:
 
 def test_no_scan_is_in_both_splits_and_none_is_lost() -> None:
     train, held_out = set(scans_of("train")), set(scans_of("held_out"))
-    assert not train & held_out and len(train | held_out) == 1797
+    assert not train & held_out
+    assert len(train | held_out) == 1797
     assert {label(scan) for scan in held_out} == set(range(10))
 
 
@@ -105,11 +106,11 @@ def test_the_batch_is_as_mixed_as_the_runtime_must_bear() -> None:
 
 
 def test_answers_are_true() -> None:
-    rng = Random(0)
+    rng, digits = Random(0), load_digits().target
     for _ in range(500):
         question = draw_question(rng, split="held_out", mix=DEFAULT_MIX)
         images = [part for part in question.prompt if isinstance(part, NumberImage)]
-        shown = ["".join(str(load_digits_label(scan)) for scan in image.scans) for image in images]
+        shown = ["".join(str(digits[scan]) for scan in image.scans) for image in images]
         text = str(question.prompt[-1])
         match question.kind:
             case "number":
@@ -128,13 +129,6 @@ def test_answers_are_true() -> None:
                 assert question.answer == words[words.index(words[-2]) + 1]
 
 
-LABELS = load_digits().target
-
-
-def load_digits_label(scan: int) -> int:
-    return int(LABELS[scan])
-
-
 def test_labels_are_the_answer_shifted_by_one() -> None:
     for index in FIRST[:50]:
         inputs, question = TRAIN.load_sample(index), TRAIN.question(index)
@@ -151,7 +145,8 @@ def test_labels_are_the_answer_shifted_by_one() -> None:
 def test_a_key_holds_the_whole_image(scans: tuple[int, ...]) -> None:
     for variant in (0, 1, 16):
         image = NumberImage(scans, variant)
-        assert NumberImage.of_key(image.key) == image and 0 <= image.key < 2**63
+        assert NumberImage.of_key(image.key) == image
+        assert 0 <= image.key < 2**63
 
 
 def test_patches_put_back_in_place_are_the_scans_side_by_side() -> None:
@@ -275,5 +270,7 @@ def test_an_answer_is_exact_only_if_all_of_its_targets_are_correct() -> None:
 def test_exact_match_is_counted_for_each_kind_and_for_those_that_need_pixels() -> None:
     tallies = tally(["read", "count", "read", "larger"], [True, False, False, True])
     assert tallies == {"count": Tally(0, 1), "larger": Tally(1, 1), "read": Tally(1, 2)}
-    assert of_pixels(tallies) == Tally(2, 3) and of_pixels(tallies).exact_match == pytest.approx(2 / 3)
-    assert set(DEFAULT_MIX) > PIXEL_KINDS and Tally(0, 0).exact_match == 0
+    assert of_pixels(tallies) == Tally(2, 3)
+    assert of_pixels(tallies).exact_match == pytest.approx(2 / 3)
+    assert set(DEFAULT_MIX) > PIXEL_KINDS
+    assert Tally(0, 0).exact_match == 0

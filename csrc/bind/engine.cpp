@@ -3,7 +3,10 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <memory>
+#include <stdexcept>
+#include <string>
 #include <tuple>
 
 #include "bind/bind.h"
@@ -15,7 +18,6 @@ namespace {
 
 namespace py = pybind11;
 
-using Ints = py::array_t<std::int32_t, py::array::c_style>;
 using Times = py::array_t<std::int64_t, py::array::c_style>;
 
 template <typename T>
@@ -38,9 +40,8 @@ struct Compiled {
   Wiring wiring;
 };
 
-Program program_of(std::int32_t num_lanes, std::int32_t num_microbatches, const py::list& modules,
-                   const py::list& edges, const Ints& parts, const py::tuple& begins) {
-  Program program{num_lanes, num_microbatches, {}, {}, {}, {}, {}};
+Program program_of(std::int32_t num_microbatches, const py::list& modules, const py::list& edges) {
+  Program program{0, num_microbatches, {}, {}, {}, {0}, {0}};
   for (const py::handle& item : modules) {
     const auto module = item.cast<std::tuple<std::vector<std::vector<Lanes>>, bool, bool>>();
     program.modules.push_back({std::get<0>(module), std::get<1>(module), std::get<2>(module)});
@@ -49,21 +50,74 @@ Program program_of(std::int32_t num_lanes, std::int32_t num_microbatches, const 
     const auto edge = item.cast<std::tuple<std::int32_t, std::int32_t, std::int32_t>>();
     program.edges.push_back({std::get<0>(edge), std::get<1>(edge), std::get<2>(edge)});
   }
-  const std::int32_t* row = parts.data();
-  for (py::ssize_t i = 0; i < parts.size(); i += 5, row += 5) {
-    program.parts.push_back({static_cast<Kind>(row[0]), row[1], row[2], row[3], row[4]});
-  }
-  program.part_begin = to_vector(begins[0].cast<Ints>());
-  program.lane_begin = to_vector(begins[1].cast<Ints>());
   return program;
 }
 
+// Reads hetsched.schedule.action.Action, attribute by attribute: the fastest way in from Python.
+class ActionReader {
+ public:
+  ActionReader(const py::tuple& kinds, const py::dict& names) : names_(names) {
+    for (const py::handle& kind : kinds) kinds_.push_back(kind.ptr());
+  }
+
+  // Appends the parts of the action. Throws std::invalid_argument if it makes no sense in this topology.
+  void read(const py::handle& action, std::vector<Part>& parts) const {
+    const py::object fused = action.attr(parts_name_);
+    if (py::len(fused) == 0) {
+      parts.push_back(part_of(action));
+      return;
+    }
+    for (const py::handle& part : fused) parts.push_back(part_of(part));
+    const bool is_pair = py::len(fused) == 2 && parts[parts.size() - 2].kind == Kind::F && parts.back().kind == Kind::B;
+    if (!is_pair || is_known(action.attr(kind_name_))) {
+      refuse(action, "OVERLAP_F_B takes a forward and a full backward, in that order");
+    }
+  }
+
+ private:
+  Part part_of(const py::handle& action) const {
+    const py::object kind = action.attr(kind_name_);
+    if (!is_known(kind)) refuse(action, "OVERLAP_F_B takes a forward and a full backward, in that order");
+    const auto code = std::find(kinds_.begin(), kinds_.end(), kind.ptr()) - kinds_.begin();
+    const py::object module = action.attr(module_name_);
+    PyObject* const number = PyDict_GetItemWithError(names_.ptr(), module.ptr());
+    if (number == nullptr) refuse(action, "the topology has no " + module.cast<std::string>());
+    const py::object first = action.attr(first_name_), last = action.attr(last_name_);
+    const bool is_window = !first.is_none() && !last.is_none();
+    return {static_cast<Kind>(code), py::handle(number).cast<std::int32_t>(),
+            action.attr(stage_name_).cast<std::int32_t>(), is_window ? first.cast<std::int32_t>() : 0,
+            is_window ? last.cast<std::int32_t>() : -1};
+  }
+
+  bool is_known(const py::object& kind) const {
+    return std::find(kinds_.begin(), kinds_.end(), kind.ptr()) != kinds_.end();
+  }
+
+  [[noreturn]] static void refuse(const py::handle& action, const std::string& reason) {
+    throw std::invalid_argument(py::str(action).cast<std::string>() + ": " + reason);
+  }
+
+  const py::dict& names_;
+  std::vector<PyObject*> kinds_;
+  const py::str parts_name_ = "parts", kind_name_ = "kind", module_name_ = "module", stage_name_ = "stage",
+                first_name_ = "first", last_name_ = "last";
+};
+
 // The wired program, or the fault as a tuple: kind, lane, action, other lane, other action, wanted part or None.
-py::object compile(std::int32_t num_lanes, std::int32_t num_microbatches, const py::list& modules,
-                   const py::list& edges, const Ints& parts, const py::tuple& begins) {
+py::object compile(const py::tuple& lanes, std::int32_t num_microbatches, const py::list& modules,
+                   const py::list& edges, const py::tuple& kinds, const py::dict& names) {
+  Program program = program_of(num_microbatches, modules, edges);
+  const ActionReader reader(kinds, names);
+  for (const py::handle& lane : lanes) {
+    for (const py::handle& action : lane) {
+      reader.read(action, program.parts);
+      program.part_begin.push_back(static_cast<std::int32_t>(program.parts.size()));
+    }
+    program.lane_begin.push_back(program.num_actions());
+  }
+  program.num_lanes = static_cast<std::int32_t>(lanes.size());
   try {
-    return py::cast(
-        std::make_unique<Compiled>(program_of(num_lanes, num_microbatches, modules, edges, parts, begins)));
+    return py::cast(std::make_unique<Compiled>(std::move(program)));
   } catch (const Fault& fault) {
     py::object wanted = py::none();
     if (fault.wanted) {
@@ -123,8 +177,8 @@ void bind_engine(py::module_& module) {
       .def("run", &run_compiled, py::arg("durations"), py::arg("message_times"), py::arg("slots"),
            py::arg("is_rendezvous"))
       .def("lower_bound", &lower_bound_of, py::arg("durations"), py::arg("message_times"));
-  module.def("compile_program", &compile, py::arg("num_lanes"), py::arg("num_microbatches"), py::arg("modules"),
-             py::arg("edges"), py::arg("parts"), py::arg("begins"));
+  module.def("compile_program", &compile, py::arg("lanes"), py::arg("num_microbatches"), py::arg("modules"),
+             py::arg("edges"), py::arg("kinds"), py::arg("names"));
 }
 
 }  // namespace hetsched

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from array import array
 from dataclasses import dataclass
-
-import numpy as np
+from itertools import accumulate
 
 from hetsched import _core
 from hetsched.errors import ScheduleError
@@ -18,7 +16,6 @@ KINDS = (
     *(Kind.F, Kind.B, Kind.I, Kind.W, Kind.SEND_F, Kind.RECV_F, Kind.SEND_B, Kind.RECV_B),
     *(Kind.UNSHARD, Kind.RESHARD, Kind.REDUCE_GRAD),
 )
-_CODES = {kind: code for code, kind in enumerate(KINDS)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,18 +69,20 @@ def flatten(program: Program) -> FlatProgram | Fault:
             f"{len(program.lanes)} lists of actions for {topology.num_lanes} lanes and "
             f"{program.num_microbatches} microbatches; each lane needs one list, and a step at least one microbatch"
         )
-    parts, part_begin, lane_begin = _arrays(program, names)
-    answer = _core.compile_program(
-        num_lanes=topology.num_lanes,
-        num_microbatches=program.num_microbatches,
-        modules=[(module.stages, module.has_backward, module.takes_items) for module in topology.modules],
-        edges=[(numbers[edge.producer], numbers[edge.consumer], edge.stage) for edge in topology.edges],
-        parts=np.asarray(parts),
-        begins=(np.asarray(part_begin), np.asarray(lane_begin)),
-    )
+    try:
+        answer = _core.compile_program(
+            lanes=program.lanes,
+            num_microbatches=program.num_microbatches,
+            modules=[(module.stages, module.has_backward, module.takes_items) for module in topology.modules],
+            edges=[(numbers[edge.producer], numbers[edge.consumer], edge.stage) for edge in topology.edges],
+            kinds=KINDS,
+            names=names,
+        )
+    except ValueError as error:
+        raise ScheduleError(str(error)) from None
     if isinstance(answer, tuple):
         return _fault(program, answer)
-    return FlatProgram(program, names, tuple(lane_begin), answer)
+    return FlatProgram(program, names, tuple(accumulate(map(len, program.lanes), initial=0)), answer)
 
 
 def _check_topology(topology: Topology, *, num_names: int) -> None:
@@ -104,36 +103,9 @@ def _check_topology(topology: Topology, *, num_names: int) -> None:
             raise ScheduleError(f"edge {edge.name}: {edge.consumer} has no stage {edge.stage}")
 
 
-def _arrays(program: Program, names: dict[str, int]) -> tuple[array[int], array[int], array[int]]:
-    """Rows of (kind, name, stage, first, last), where the rows of each action begin, where each lane's actions do."""
-    rows, part_begin, lane_begin = array("i"), array("i", [0]), array("i", [0])
-    codes, num_parts = _CODES, 0
-    for lane in program.lanes:
-        for action in lane:
-            if (action.kind is Kind.OVERLAP_F_B or action.parts) and not _is_pair(action):
-                raise ScheduleError(f"{action}: OVERLAP_F_B takes a forward and a full backward, in that order")
-            for part in action.parts or (action,):
-                name, first, last = names.get(part.module), part.first, part.last
-                if name is None:
-                    raise ScheduleError(f"{action}: the topology has no {part.module}; it has {', '.join(names)}")
-                if first is None or last is None:
-                    first, last = 0, -1
-                rows.extend((codes[part.kind], name, part.stage, first, last))
-                num_parts += 1
-            part_begin.append(num_parts)
-        lane_begin.append(len(part_begin) - 1)
-    return rows, part_begin, lane_begin
-
-
-def _is_pair(action: Action) -> bool:
-    return action.kind is Kind.OVERLAP_F_B and [part.kind for part in action.parts] == [Kind.F, Kind.B]
-
-
 def _fault(program: Program, answer: _core.FaultTuple) -> Fault:
     kind, lane, action, other_lane, other_action, wanted = answer
-    starts = [0]
-    for actions in program.lanes:
-        starts.append(starts[-1] + len(actions))
+    starts = list(accumulate(map(len, program.lanes), initial=0))
     names = [module.name for module in program.topology.modules] + [edge.name for edge in program.topology.edges]
 
     def position(lane: int, action: int) -> int:

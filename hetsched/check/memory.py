@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from hetsched.check.grid import draw
 from hetsched.errors import ScheduleError
-from hetsched.schedule.action import Action, Kind
+from hetsched.schedule.action import Kind
 from hetsched.schedule.program import Program
 from hetsched.schedule.table import ActionTable
 
@@ -27,12 +27,15 @@ def memory_changes(program: Program, lane: int, held_bytes: ActionTable) -> Iter
         if not action.kind.is_compute:
             continue
         acquired = released = 0
-        for part in action.flat():
-            forward = Action(part.module, part.stage, Kind.F)
-            held = sum(held_bytes.find(forward, microbatch=m, lane=lane) or 0 for m in part.microbatches)
-            is_last = part.kind in (Kind.B, Kind.W) or not has_backward[part.module]
-            acquired += held if part.kind is Kind.F else 0
-            released += held if is_last else 0
+        for part in action.parts or (action,):
+            held = sum(
+                held_bytes.find(Kind.F, part.module, part.stage, microbatch=m, lane=lane) or 0
+                for m in part.microbatches
+            )
+            if part.kind is Kind.F:
+                acquired += held
+            if part.kind is Kind.B or part.kind is Kind.W or not has_backward[part.module]:
+                released += held
         yield position, acquired, released
 
 

@@ -133,4 +133,5 @@ class SelfAttention(nn.Module):
         q, k, v = (project(x_TC).unflatten(-1, (-1, self.head_size)) for project in (self.q, self.k, self.v))
         if rotary is not None:
             q, k = rotary.turn(q), rotary.turn(k)
-        return self.o(packed_attention(q, k, v, padding=padding, causal=self.causal).flatten(1))
+        out_TC: Tensor = self.o(packed_attention(q, k, v, padding=padding, causal=self.causal).flatten(1))
+        return out_TC

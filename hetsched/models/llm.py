@@ -1,4 +1,7 @@
-"""Decoder LLM on packed sequences: RMSNorm, rotary positions, grouped-query attention, SwiGLU."""
+"""Decoder LLM on packed sequences: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
+
+Shape suffixes: T packed tokens, C hidden size, V vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,8 @@ class DecoderLayer(nn.Module):
     def forward(self, x_TC: Tensor, padding: SequencePadding, rotary: Rotary) -> Tensor:
         x_TC = x_TC + self.attn(self.attn_norm(x_TC), padding, rotary)
         y_TC = self.ffn_norm(x_TC)
-        return x_TC + self.down(F.silu(self.gate(y_TC)) * self.up(y_TC))
+        out_TC: Tensor = x_TC + self.down(F.silu(self.gate(y_TC)) * self.up(y_TC))
+        return out_TC
 
 
 class TokenEmbedding(nn.Module):
@@ -41,7 +45,7 @@ class TokenEmbedding(nn.Module):
         self.tokens = nn.Embedding(config.vocab, config.hidden)
 
     def forward(self, meta: StageMeta) -> Tensor:
-        rows_TC = self.tokens(meta.inputs["ids"])
+        rows_TC: Tensor = self.tokens(meta.inputs["ids"])
         for name in sorted(meta.boundary):
             entering = meta.boundary[name]
             rows_TC = rows_TC.index_copy(0, entering.index, entering.rows.to(rows_TC.dtype))

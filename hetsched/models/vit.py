@@ -2,6 +2,8 @@
 
 Patches arrive so that the ``merge x merge`` neighbors that become one row of the LLM follow each other
 (the order of Qwen2-VL, arXiv 2409.12191, section 2.1): merging is then a reshape, at whatever stage it happens.
+
+Shape suffixes: T patches of all images, P pixels of a patch, C hidden size, Q a quarter of it.
 """
 
 from __future__ import annotations
@@ -48,7 +50,8 @@ class VisionLayer(nn.Module):
 
     def forward(self, x_TC: Tensor, padding: SequencePadding) -> Tensor:
         x_TC = x_TC + self.attn(self.attn_norm(x_TC), padding)
-        return x_TC + self.down(F.gelu(self.up(self.ffn_norm(x_TC))))
+        out_TC: Tensor = x_TC + self.down(F.gelu(self.up(self.ffn_norm(x_TC))))
+        return out_TC
 
 
 class PatchEmbedding(nn.Module):
@@ -61,7 +64,8 @@ class PatchEmbedding(nn.Module):
 
     def forward(self, patches_TP: Tensor, row_col_T2: Tensor) -> Tensor:
         dtype = self.pixels.weight.dtype
-        return self.pixels(patches_TP.to(dtype)) + sincos_2d(row_col_T2, hidden=self.hidden, dtype=dtype)
+        rows_TC: Tensor = self.pixels(patches_TP.to(dtype))
+        return rows_TC + sincos_2d(row_col_T2, hidden=self.hidden, dtype=dtype)
 
 
 class Projector(nn.Module):
@@ -75,7 +79,9 @@ class Projector(nn.Module):
         self.down = nn.Linear(self.width, out)
 
     def forward(self, x_TC: Tensor) -> Tensor:
-        return self.down(F.gelu(self.up(self.norm(x_TC).reshape(-1, self.width))))
+        merged = self.norm(x_TC).reshape(-1, self.width)
+        rows: Tensor = self.down(F.gelu(self.up(merged)))
+        return rows
 
 
 class VisionStage(nn.Module):

@@ -206,6 +206,12 @@ class Engine:
 
 
 def _check_launch(plan: Plan, builders: Mapping[str, Builder]) -> None:
+    # Compared before all else: ranks that raise while others go on would leave those waiting.
+    digests = gather_objects(plan.digest, group=None)
+    usual = max(digests, key=digests.count)
+    for rank, digest in enumerate(digests):
+        if digest != usual:
+            raise JobError(f"rank {rank} has another plan: its digest is {digest}, the others' is {usual}")
     launched = dist.get_world_size()
     if launched != plan.world_size:
         raise PlanError(
@@ -217,8 +223,3 @@ def _check_launch(plan: Plan, builders: Mapping[str, Builder]) -> None:
     for name in plan.modules:
         if name not in builders:
             raise PlanError(f"module {name} has no builder", field=f"modules.{name}", fix="pass one to Engine")
-    digests = gather_objects(plan.digest, group=None)
-    usual = max(digests, key=digests.count)
-    for rank, digest in enumerate(digests):
-        if digest != usual:
-            raise JobError(f"rank {rank} has another plan: its digest is {digest}, the others' is {usual}")

@@ -13,9 +13,9 @@ I1 and W a backward in two halves, of which the W wait in a queue. Each lane goe
     8. nW
 
 Source: DeepSeek-V3 technical report (arXiv 2412.19437), section 3.2.1, and the README of deepseek-ai/DualPipe. Where
-F = I = W and M >= 2P the bubble is (P - 1)(F&B + B - 3W) for P lanes, with at most 2P + 1 live activations of one
-stage.
-With fewer microbatches the same order is kept without those that are not there.
+F = I = W and M >= 2P the bubble is (P - 1)(F&B + B - 3W) for P lanes, on the last lane if a pair costs anything but
+F + B, with at most 2P + 1 live activations of one stage. With fewer microbatches the same order is kept without those
+that are not there.
 """
 
 from __future__ import annotations
@@ -40,10 +40,7 @@ def _without(actions: Iterator[Action], num_microbatches: int) -> Iterator[Actio
     """The actions on existing microbatches; of a fused pair the part that is left."""
     for action in actions:
         kept = [part for part in action.flat() if part.first is not None and part.first < num_microbatches]
-        if len(kept) == len(action.parts):
-            yield action
-        else:
-            yield from kept
+        yield from [action] if len(kept) == len(list(action.flat())) else kept
 
 
 @dataclass

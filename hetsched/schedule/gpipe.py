@@ -5,8 +5,8 @@
     lane 2        F0 F1 F2 F3    B0    B1    B2    B3
     lane 3           F0 F1 F2 F3 B0 B1 B2 B3
 
-Source: Huang et al. 2019 (arXiv 1811.06965), section 2.3 and figure 2c, with backwards in the order of the
-forwards. Bubble (P - 1)(F + B), live activations M on every lane.
+Source: Huang et al. 2019 (arXiv 1811.06965), with backwards in the order of the forwards. Bubble
+(P - 1)(F + B), live activations M on every lane.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ Two lanes, stages 0 and 2 on lane 0, 1 and 3 on lane 1, groups of two microbatch
 
 Source: Narayanan et al. 2021 (arXiv 2104.04473), section 2.2.2 and figure 4 (bottom). Where P divides M the bubble is
 (P - 1)(F + B) for F and B of one stage, and lane s has min(2(P - s - 1) + (v - 1)P + 1, vM) live activations; otherwise
-the last group is smaller than P, the order still holds, and the simulator says what it costs.
+groups are larger than P, and the simulator says what that costs.
 """
 
 from __future__ import annotations

@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import product
 from typing import NamedTuple
 
 from hetsched.errors import ScheduleError
-from hetsched.schedule.action import Action, Kind
+from hetsched.schedule.action import Kind
 
 _NAME = r"[A-Za-z_][A-Za-z0-9_]*"
 _PATTERN = re.compile(
@@ -64,11 +65,13 @@ class ActionTable:
 
     values: Mapping[Pattern, int]
     _masks: tuple[tuple[bool, bool, bool], ...] = field(init=False, repr=False, compare=False)
+    _found: dict[tuple[object, ...], int | None] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         given = {(p.lane is not None, p.microbatch is not None, p.stage is not None) for p in self.values}
         every = product((True, False), repeat=3)
         object.__setattr__(self, "_masks", tuple(mask for mask in every if mask in given))
+        object.__setattr__(self, "_found", {})
 
     @classmethod
     def parse(cls, values: Mapping[str, int]) -> ActionTable:
@@ -82,20 +85,30 @@ class ActionTable:
                 raise ScheduleError(f"{text}: {value!r} is not an integer of at least 0")
         return cls({parse_pattern(text): value for text, value in values.items()})
 
-    def find(self, action: Action, *, microbatch: int | None, lane: int) -> int | None:
-        """The value for one microbatch of an action (or of a part of a fused pair) on a lane, or None."""
-        values = self.values
-        for module in (action.module, None):
+    @cached_property
+    def is_by_stage(self) -> bool:
+        """Whether no pattern restricts the microbatch or the lane."""
+        return not any(by_lane or by_microbatch for by_lane, by_microbatch, _ in self._masks)
+
+    def find(self, kind: Kind, module: str, stage: int, *, microbatch: int | None, lane: int) -> int | None:
+        """The value for one microbatch on a lane, or None."""
+        key: tuple[object, ...] = (kind, module, stage)
+        if not self.is_by_stage:
+            key = (kind, module, stage, microbatch, lane)
+        if key not in self._found:
+            self._found[key] = self._search(Pattern(kind, module, stage, microbatch, lane))
+        return self._found[key]
+
+    def _search(self, exact: Pattern) -> int | None:
+        for module in (exact.module, None):
             for by_lane, by_microbatch, by_stage in self._masks:
-                value = values.get(
-                    Pattern(
-                        action.kind,
-                        module,
-                        action.stage if by_stage else None,
-                        microbatch if by_microbatch else None,
-                        lane if by_lane else None,
-                    )
+                pattern = Pattern(
+                    exact.kind,
+                    module,
+                    exact.stage if by_stage else None,
+                    exact.microbatch if by_microbatch else None,
+                    exact.lane if by_lane else None,
                 )
-                if value is not None:
-                    return value
+                if pattern in self.values:
+                    return self.values[pattern]
         return None

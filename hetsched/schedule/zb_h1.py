@@ -5,9 +5,8 @@
     lane 2        F0 F1       I0 F2 I1 F3 I2 W0 F4 I3 W1 F5 I4 W2    I5 W3 W4 W5
     lane 3           F0    I0 F1 I1 F2 I2 F3 I3 W0 F4 I4 W1 F5 I5 W2 W3 W4 W5
 
-Source: Qi et al. 2023 (arXiv 2401.10241), section 2.3.1 and figure 3 (top). Bubble (P - 1)(F + I - W) where W <=
-min(F, I),
-live activations min(P, M) on every lane, until W.
+Source: Qi et al. 2023 (arXiv 2401.10241), ZB-H1. Bubble (P - 1)(F + I - W) where W <= min(F, I), live activations
+min(P, M) on every lane, until W.
 """
 
 from __future__ import annotations

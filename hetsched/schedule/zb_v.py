@@ -1,4 +1,4 @@
-"""ZB-V: two stages a lane, folded into a V: the last stage lies on the first lane and nothing waits for the turn.
+"""ZB-V: two stages a lane, folded into a V, so that the last stage lies on the first lane.
 
 Lane s has stage s, written F0 I0 W0 here, and stage 2P - 1 - s, written F1 I1 W1. Each lane goes through
 
@@ -9,10 +9,9 @@ Lane s has stage s, written F0 I0 W0 here, and stage 2P - 1 - s, written F1 I1 W
     5. nI0I1, nI0W0     the backward drains; W fills
     6. nW1, nW0
 
-Source: Qi et al. 2024 (arXiv 2405.15362), section 3 and figure 4. Where F = I = W and M >= 2P - 1 no lane has a bubble
-between its first and its last action and the makespan is that of its work and (P - 1)F; 2P live activations of one
-stage,
-as much as 1F1B has on its first lane. With fewer microbatches the same order is kept without those that are not there.
+Source: Qi et al. 2024 (arXiv 2405.15362), V-ZB. Where F = I = W and M >= 2P - 1 no lane has a bubble between its
+first and its last action and the makespan is that of its work and (P - 1)F; 2P live activations of one stage, as much
+memory as 1F1B takes on its first lane. With fewer microbatches the same order is kept without those that are not there.
 """
 
 from __future__ import annotations

@@ -79,25 +79,24 @@ class Costs:
             ScheduleError: nothing is stated for it.
         """
         if action.kind is Kind.OVERLAP_F_B:
-            forward = action.parts[0]
-            pair = Action(forward.module, forward.stage, Kind.OVERLAP_F_B)
-            stated = [self.durations_ns.find(pair, microbatch=m, lane=lane) for m in forward.microbatches]
+            forward, backward = action.parts
+            stated = [self._find(Kind.OVERLAP_F_B, forward, m, lane) for m in forward.microbatches]
             if None not in stated:
                 return sum(filter(None, stated))
-            return sum(self.duration_ns(part, lane=lane) for part in action.parts)
+            return self.duration_ns(forward, lane=lane) + self.duration_ns(backward, lane=lane)
         return sum(self._one(action, m, lane) for m in action.microbatches or (None,))
 
+    def _find(self, kind: Kind, action: Action, microbatch: int | None, lane: int) -> int | None:
+        return self.durations_ns.find(kind, action.module, action.stage, microbatch=microbatch, lane=lane)
+
     def _one(self, action: Action, microbatch: int | None, lane: int) -> int:
-        found = self.durations_ns.find(action, microbatch=microbatch, lane=lane)
+        found = self._find(action.kind, action, microbatch, lane)
         if found is not None:
             return found
         if action.kind.is_collective:
             return 0
         if action.kind is Kind.B:
-            halves = [
-                self.durations_ns.find(Action(action.module, action.stage, kind), microbatch=microbatch, lane=lane)
-                for kind in (Kind.I, Kind.W)
-            ]
+            halves = [self._find(kind, action, microbatch, lane) for kind in (Kind.I, Kind.W)]
             if None not in halves:
                 return sum(filter(None, halves))
         raise ScheduleError(f"no cost for {action} on lane {lane}; state one for {action.kind} at least")
@@ -141,12 +140,15 @@ def duration_array(flat: FlatProgram, costs: Costs) -> Int64s:
     """Nanoseconds of every action, in the engine's order; 0 for transfers."""
     result = array("q")
     known: dict[Hashable, int] = {}
-    is_by_stage = all(p.microbatch is None and p.lane is None for p in costs.durations_ns.values)
+    is_by_stage = costs.durations_ns.is_by_stage
     for lane, actions in enumerate(flat.program.lanes):
         for action in actions:
-            # Actions of one stage cost the same, unless a pattern says more.
-            is_plain = is_by_stage and action.first == action.last and not action.parts
-            key = (action.kind, action.module, action.stage) if is_plain else (action, lane)
+            # Actions of one kind and stage cost the same, unless a pattern says more.
+            key: Hashable = (action, lane)
+            if is_by_stage and action.first == action.last:
+                parts = action.parts
+                stages = (parts[0].stage, parts[1].module, parts[1].stage) if parts else action.stage
+                key = (action.kind, action.module, stages)
             duration = known.get(key)
             if duration is None:
                 duration = 0 if action.kind.is_transfer else costs.duration_ns(action, lane=lane)
@@ -166,7 +168,7 @@ def message_times(program: Program, costs: Costs) -> Int64s:
         link = costs.links.get(name, costs.links.get(DEFAULT_LINK, Link()))
         for kind in (Kind.SEND_F, Kind.SEND_B):
             for m in range(program.num_microbatches):
-                size = costs.message_bytes.find(Action(name, 0, kind), microbatch=m, lane=0) or 0
+                size = costs.message_bytes.find(kind, name, 0, microbatch=m, lane=0) or 0
                 result.append(link.time_ns(size))
     return np.asarray(result)
 

@@ -34,9 +34,11 @@ class CheckedSource:
         self._vision = {name: c for name, c in plan.model.items() if isinstance(c, VisionConfig)}
 
     def describe(self, index: int) -> Sample:
-        """The sample's description. Raises DataError: an item's rows are not its patches / merge^2."""
+        """The sample's description. Raises DataError: an unknown encoder, or rows that are not patches / merge^2."""
         sample = self._source.describe(index)
         for item in (placeholder.item for placeholder in sample.placeholders):
+            if item.module not in self._vision:
+                raise DataError(f"sample {index}: image {item.key} is for {item.module!r}, no encoder of the plan")
             per_row = self._vision[item.module].patches_per_row
             if item.num_inputs != item.num_rows * per_row:
                 raise DataError(
@@ -76,23 +78,22 @@ def check_sample(sample: Sample, inputs: Mapping[str, Tensor], *, vocab: int, pl
         if tensor.dtype != torch.int64 or tensor.shape != (sample.num_tokens,):
             found = f"{tensor.dtype} {list(tensor.shape)}"
             raise DataError(f"{name} is {found}, not torch.int64 [{sample.num_tokens}]")
-    ids, labels = inputs["ids"], inputs["labels"]
-    is_target = labels != IGNORE
-    for name, values in (("token id", ids), ("label", labels[is_target])):
-        outside = values[(values < 0) | (values >= vocab)]
-        if outside.numel():
-            raise DataError(f"{name} {int(outside[0])} is outside the vocabulary of {vocab}")
-    described = torch.zeros(sample.num_tokens, dtype=torch.bool)
-    for placeholder in sample.placeholders:
-        described[placeholder.start : placeholder.start + placeholder.item.num_rows] = True
-    differs = ((ids == placeholder_id) != described).nonzero()
-    if differs.numel():
+    # Short lists are quicker to look through than tensors.
+    ids, labels = inputs["ids"].tolist(), inputs["labels"].tolist()
+    targets = [label for label in labels if label != IGNORE]
+    for name, values in (("token id", ids), ("label", targets)):
+        outside = next((value for value in values if not 0 <= value < vocab), None)
+        if outside is not None:
+            raise DataError(f"{name} {outside} is outside the vocabulary of {vocab}")
+    places = [i for i, value in enumerate(ids) if value == placeholder_id]
+    described = [i for p in sample.placeholders for i in range(p.start, p.start + p.item.num_rows)]
+    if places != described:
+        differs = min(set(places) ^ set(described))
         raise DataError(
-            f"{int((ids == placeholder_id).sum())} placeholder tokens for "
-            f"{int(described.sum())} rows; they differ first at position {int(differs[0])}"
+            f"{len(places)} placeholder tokens for {len(described)} rows; they differ first at position {differs}"
         )
-    if int(is_target.sum()) != sample.weight:
-        raise DataError(f"{int(is_target.sum())} labels, but its weight is {sample.weight}")
+    if len(targets) != sample.weight:
+        raise DataError(f"{len(targets)} labels, but its weight is {sample.weight}")
 
 
 def check_item(inputs: Mapping[str, Tensor], *, patch: int) -> None:

@@ -22,6 +22,9 @@ ENCODER = "vision"
 """The module whose items the images are."""
 
 
+_MOST_KNOWN = 4096
+
+
 class DigitsSource:
     """Questions about images of numbers; a `hetsched.batch.DataSource`.
 
@@ -54,6 +57,8 @@ class DigitsSource:
             raise DataError(f"split {split!r} is not one of train, held_out")
         self.split, self.seed, self.patch, self.merge, self.mix = split, seed, patch, merge, dict(mix)
         self._augmentation = Augmentation()
+        # A step asks for each of its samples several times: to describe, to load, to check.
+        self._known: dict[int, tuple[Question, Sample]] = {}
         self._variants: dict[int, NDArray[np.float32]] = {}
 
     @property
@@ -68,7 +73,7 @@ class DigitsSource:
 
     def question(self, index: int) -> Question:
         """The question of sample ``index``."""
-        return draw_question(Random(f"{self.seed}/{self.split}/{index}"), split=self.split, mix=self.mix)
+        return self._remembered(index)[0]
 
     def kind(self, index: int) -> str:
         """The kind of question that sample ``index`` asks."""
@@ -76,7 +81,18 @@ class DigitsSource:
 
     def describe(self, index: int) -> Sample:
         """Sample ``index`` as integers; looks at no pixels."""
-        question = self.question(index)
+        return self._remembered(index)[1]
+
+    def _remembered(self, index: int) -> tuple[Question, Sample]:
+        if index not in self._known:
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.clear()
+            random = Random(f"{self.seed}/{self.split}/{index}")
+            question = draw_question(random, split=self.split, mix=self.mix)
+            self._known[index] = question, self._describe(index, question)
+        return self._known[index]
+
+    def _describe(self, index: int, question: Question) -> Sample:
         num_tokens, placeholders = 0, []
         for part in question.prompt:
             if isinstance(part, NumberImage):
@@ -122,7 +138,8 @@ class DigitsSource:
     def _scan(self, scan: int, variant: int) -> NDArray[np.float32]:
         if scan not in self._variants:
             self._variants[scan] = self._augmentation.variants(scan, num_variants=NUM_VARIANTS, seed=self.seed)
-        return self._variants[scan][variant]
+        shown: NDArray[np.float32] = self._variants[scan][variant]
+        return shown
 
 
 @cache

@@ -48,7 +48,8 @@ def scans_of(split: Split) -> tuple[int, ...]:
 
 def pixels(scan: int) -> NDArray[np.float32]:
     """A scan as it is, ``[8, 8]`` in -1..1."""
-    return _digits()[0][scan]
+    scan_pixels: NDArray[np.float32] = _digits()[0][scan]
+    return scan_pixels
 
 
 @dataclass(frozen=True, slots=True)

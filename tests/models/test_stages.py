@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -37,12 +38,16 @@ def build(
     return [builder(stage, mesh) for stage in range(num_stages)]
 
 
-def run(stages: list[nn.Module], meta: StageMeta) -> Tensor | tuple[Tensor, ...]:
+def run(stages: list[nn.Module], meta: StageMeta) -> Any:
     rows = None
     for stage in stages:
         rows = stage(rows, meta)
-    assert rows is not None
     return rows
+
+
+def grad_of(tensor: Tensor) -> Tensor:
+    assert tensor.grad is not None
+    return tensor.grad
 
 
 def meta_of(lengths: list[int], inputs: dict[str, Tensor], **boundary: BoundaryRows) -> StageMeta:
@@ -103,12 +108,13 @@ def test_a_split_encoder_gives_the_rows_and_gradients_of_the_whole(num_stages: i
     whole, split = build("vision", 1), build("vision", num_stages)
     meta = meta_of([4, 12, 8], vision_inputs(24))
     rows = [run(stages, meta) for stages in (whole, split)]
-    assert torch.equal(*rows) and rows[0].shape == (6, 24)
+    assert rows[0].shape == (6, 24)
+    assert torch.equal(*rows)
     for each in rows:
         each.square().sum().backward()
     for name, parameter in named(whole).items():
-        assert parameter.grad.abs().max() > 0, name
-        torch.testing.assert_close(named(split)[name].grad, parameter.grad, rtol=1e-12, atol=1e-12)
+        assert grad_of(parameter).abs().max() > 0, name
+        torch.testing.assert_close(grad_of(named(split)[name]), grad_of(parameter), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("num_stages", [2, 4])
@@ -120,12 +126,12 @@ def test_a_split_llm_gives_the_loss_and_gradients_of_the_whole(num_stages: int) 
     assert loss.item() == split_loss.item()
     assert weight == split_weight == (meta.inputs["labels"] != -100).sum()
     loss.backward()
-    entering = image.rows.grad.clone()
+    entering = grad_of(image.rows).clone()
     split_loss.backward()
-    torch.testing.assert_close(image.rows.grad, 2 * entering, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(grad_of(image.rows), 2 * entering, rtol=1e-12, atol=1e-12)
     for name, parameter in named(whole).items():
-        assert parameter.grad.abs().max() > 0, name
-        torch.testing.assert_close(named(split)[name].grad, parameter.grad, rtol=1e-12, atol=1e-12)
+        assert grad_of(parameter).abs().max() > 0, name
+        torch.testing.assert_close(grad_of(named(split)[name]), grad_of(parameter), rtol=1e-12, atol=1e-12)
 
 
 def test_packed_images_give_the_rows_of_each_image_alone() -> None:
@@ -138,6 +144,8 @@ def test_packed_images_give_the_rows_of_each_image_alone() -> None:
         alone.append(stage(None, meta_of([length], piece)))
         start += length
     torch.testing.assert_close(packed, torch.cat(alone), rtol=1e-12, atol=1e-12)
+    without_bounds = stage(None, meta_of([24], inputs))
+    assert not torch.allclose(without_bounds, torch.cat(alone), rtol=1e-3), "the oracle cannot fail"
 
 
 def test_packed_samples_give_the_summed_loss_of_each_sample_alone() -> None:
@@ -147,6 +155,8 @@ def test_packed_samples_give_the_summed_loss_of_each_sample_alone() -> None:
     first, _ = stage(None, meta_of([5], {name: tensor[:5] for name, tensor in inputs.items()}))
     second, _ = stage(None, meta_of([6], {name: tensor[5:] for name, tensor in inputs.items()}))
     torch.testing.assert_close(packed, first + second, rtol=1e-12, atol=1e-12)
+    without_bounds, _ = stage(None, meta_of([11], inputs))
+    assert abs(without_bounds - packed) > 1e-3, "the oracle cannot fail"
 
 
 @pytest.mark.parametrize("lengths", [[], [0], [0, 0]], ids=str)
@@ -168,7 +178,8 @@ def test_an_empty_image_among_others_changes_nothing() -> None:
 def test_a_sample_without_targets_has_no_loss_and_no_weight() -> None:
     (stage,) = build("llm", 1)
     loss, weight = stage(None, meta_of([3], {"ids": torch.arange(3), "labels": torch.full((3,), -100)}))
-    assert loss.item() == 0 and weight == 0
+    assert loss.item() == 0
+    assert weight == 0
 
 
 def test_a_later_token_does_not_change_what_an_earlier_one_predicts() -> None:
@@ -184,7 +195,7 @@ def test_a_later_token_does_not_change_what_an_earlier_one_predicts() -> None:
 def test_image_rows_replace_the_embedding_of_their_placeholders() -> None:
     (stage,) = build("llm", 1)
     inputs = llm_inputs(6)
-    own = stage.embed.tokens.weight.detach()[inputs["ids"][[2, 4]]]
+    own = stage.get_parameter("embed.tokens.weight").detach()[inputs["ids"][[2, 4]]]
     plain, _ = stage(None, meta_of([6], inputs))
     same, _ = stage(None, meta_of([6], inputs, vision=BoundaryRows(own, torch.tensor([2, 4]))))
     other, _ = stage(None, meta_of([6], inputs, vision=BoundaryRows(own + 1, torch.tensor([2, 4]))))
@@ -209,14 +220,15 @@ def test_an_answer_whose_targets_are_all_correct_is_what_greedy_decoding_writes(
 
 def test_positions_of_patches_tell_row_from_column() -> None:
     position = sincos_2d(torch.tensor([[0, 1], [1, 0], [0, 1]]), hidden=16, dtype=torch.float64)
-    assert torch.equal(position[0], position[2]) and not torch.allclose(position[0], position[1])
+    assert torch.equal(position[0], position[2])
+    assert not torch.allclose(position[0], position[1])
 
 
 @pytest.mark.parametrize("layers", range(1, 9))
 def test_stages_cover_all_layers_in_order_and_differ_by_at_most_one(layers: int) -> None:
     for num_stages in range(1, layers + 1):
         parts = [stage_layers(layers, stage=s, num_stages=num_stages, module="llm") for s in range(num_stages)]
-        assert parts[0].start == 0 and parts[-1].stop == layers
+        assert (parts[0].start, parts[-1].stop) == (0, layers)
         assert all(a.stop == b.start for a, b in pairwise(parts))
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
 

@@ -290,7 +290,7 @@ def test_compute_on_sharded_parameters_is_refused() -> None:
     [
         (literal([pipeline([0], [2])], 1, "0F0", ""), "lies on lanes [2] of 2"),
         (literal([pipeline([0]), pipeline([0])], 1, "0F0"), "the same name"),
-        (literal([pipeline([0])], 1, "audio:0F0"), "the topology has no audio; it has llm"),
+        (literal([pipeline([0])], 1, "audio:0F0"), "audio:0F0: the topology has no audio"),
         (literal([pipeline([0])], 1, "0F0", edges=[("vision", "llm", 0)]), "no such modules"),
         (literal([pipeline([0]), replicated(0)], 1, "0F0", edges=[("vision", "llm", 1)]), "llm has no stage 1"),
         (literal([pipeline([0])], 0, ""), "at least one microbatch"),

@@ -168,8 +168,10 @@ class Twin:
 
     def duration(self, lane: int, peer: int, action: Action) -> int:
         link = self.costs.links.get(action.module, self.costs.links.get("default", Link()))
-        size = self.costs.message_bytes.find(action, microbatch=action.first, lane=lane) or 0
-        return 0 if lane == peer else link.time_ns(size)
+        size = self.costs.message_bytes.find(
+            action.kind, action.module, action.stage, microbatch=action.first, lane=lane
+        )
+        return 0 if lane == peer else link.time_ns(size or 0)
 
     def receive(self, lane: int, action: Action) -> bool:
         there = other_end(self.program, action)
