@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from hetsched.schedule.action import Kind
 from hetsched.show.label import Labels
-from hetsched.show.unit import MILLISECOND, Unit
+from hetsched.show.unit import Unit, fitting_unit
 from hetsched.sim.bubble import bubble_fraction, bubbles
 from hetsched.sim.live import peak_live_microbatches
 from hetsched.sim.timeline import Span, Stream, Timeline
@@ -18,7 +18,7 @@ _OTHER_FILL = "="
 _NUM_TICKS = 8
 
 
-def draw(timeline: Timeline, *, width: int = 120, unit: Unit = MILLISECOND) -> str:
+def draw(timeline: Timeline, *, width: int = 120, unit: Unit | None = None) -> str:
     """The compute actions of each lane on a common time axis.
 
     Each action starts with its name (see ``Labels``) where there is room, otherwise with its kind, or, of a module that
@@ -28,9 +28,10 @@ def draw(timeline: Timeline, *, width: int = 120, unit: Unit = MILLISECOND) -> s
     Args:
         timeline: simulated or measured.
         width: columns of the time axis.
-        unit: in which times are written.
+        unit: in which times are written; one that fits the makespan by default.
     """
     makespan = max(1, timeline.makespan_ns)
+    unit = unit or fitting_unit(makespan)
     labels = Labels(timeline.program)
     live = peak_live_microbatches(timeline.program)
     heads = [f"lane {lane}" for lane in range(len(live))]
