@@ -25,8 +25,7 @@ def parse_cell(text: str, *, module: str) -> Action:
         action = None
     if action is None:
         raise ScheduleError(
-            f"{text!r} is not an action of torch's schedules; write <stage><kind><microbatch>, e.g. 2F0 or 3SEND_B1, "
-            "<stage><kind> for UNSHARD, RESHARD and REDUCE_GRAD, or (0F4;7B0)OVERLAP_F_B"
+            f"{text!r} is not an action of torch's; write e.g. 2F0, 3SEND_B1, 0UNSHARD or (0F4;7B0)OVERLAP_F_B"
         )
     return action
 

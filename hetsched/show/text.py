@@ -62,7 +62,8 @@ def _row(spans: Iterable[Span], labels: Labels, *, makespan: int, width: int) ->
 
 def _paint(names: tuple[str, ...], length: int, *, fill: str) -> str:
     """The longest name that fits, then a fill; the last column is a boundary if there is room."""
-    name = next(name for name in names if len(name) <= length)
+    # A name that begins with a digit would run into the one before it if that had no boundary.
+    name = next(name for name in names if len(name) + name[0].isdigit() <= length)
     text = name + fill * (length - len(name))
     return text[:-1] + "|" if len(name) < length and length > 2 else text
 
