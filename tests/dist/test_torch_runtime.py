@@ -83,7 +83,9 @@ def test_exports_run_in_torch_with_the_gradients_of_autograd(ranks: Pool, name: 
     assert largest_error(ranks, csv, "compute_only", PROGRAMS[name]) < TOLERANCE
 
 
-@pytest.mark.parametrize("name", ["1f1b", "zb-h1", "dualpipev", "encoder on its own lane", "encoder as the first stage"])
+@pytest.mark.parametrize(
+    "name", ["1f1b", "zb-h1", "dualpipev", "encoder on its own lane", "encoder as the first stage"]
+)
 def test_exports_with_our_transfers_run_in_torch_with_the_gradients_of_autograd(ranks: Pool, name: str) -> None:
     csv = program_to_torch_csv(PROGRAMS[name], with_transfers=True)
     assert largest_error(ranks, csv, "compute_comms", PROGRAMS[name]) < TOLERANCE
