@@ -295,7 +295,7 @@ def test_a_fault_is_shown_with_its_lanes_and_an_arrow(here: Path, capsys: Output
 def test_show_draws_lanes_over_time(capsys: Output) -> None:
     assert main(["show", *schedule("1f1b", 2, 3, "F=1,B=2"), "--width", "36"]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "time    0     2     4     6     8     10    12",
+        "time    0              5              10",
         "lane 0  F0|F1|......B0===|F2|B1===|...B2===|   25% idle, 2 live",
         "lane 1  ...F0|B0===|F1|B1===|F2|B2===|......   25% idle, 1 live",
         "step 12, idle 25.0% of lane time, 0.0% above the lower bound",

@@ -15,7 +15,7 @@ from hetsched.sim.timeline import Span, Stream, Timeline
 IDLE = "."
 _FILL = {Kind.F: "-", Kind.W: "~"}
 _OTHER_FILL = "="
-_NUM_TICKS = 8
+_COLUMNS_PER_TICK = 12
 
 
 def draw(timeline: Timeline, *, width: int = 120, unit: Unit | None = None) -> str:
@@ -70,7 +70,7 @@ def _paint(names: tuple[str, ...], length: int, *, fill: str) -> str:
 
 def _ruler(makespan: int, width: int, unit: Unit) -> str:
     """Round times above the columns in which they lie."""
-    step = _round_step(makespan / _NUM_TICKS / unit.ns)
+    step = _round_step(makespan * _COLUMNS_PER_TICK / width / unit.ns)
     row = [" "] * (width + 16)
     tick = 0
     while (time_ns := round(tick * step * unit.ns)) <= makespan:
