@@ -32,9 +32,9 @@ llm = {{ kind = "decoder", layers = 2, hidden = 24, heads = 2, kv_heads = 1, ffn
 ALONE = dict(vision="first_rank = 0", llm="first_rank = 0", world_size=1, encoder="stage0")
 PLACEMENTS = {
     "homogeneous": dict(
-        vision="first_rank = 0, layout.dp = 2",
-        llm="first_rank = 0, layout = { dp = 2, pp = 2 }",
-        world_size=4,
+        vision="first_rank = 0",
+        llm="first_rank = 0, layout.pp = 2",
+        world_size=2,
         encoder="stage0",
     ),
     "colocated": dict(
