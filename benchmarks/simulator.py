@@ -1,4 +1,4 @@
-"""How fast programs are checked and simulated on one core: `python benchmarks/simulator.py` prints JSON, a line per case.
+"""How fast programs are checked and simulated on one core; prints JSON, a line per case.
 
 Times are of the processor, not of the clock on the wall, so that they hold on a machine that does other things too. All
 programs are 1F1B with their transfers; the figures of the last case include contention for the receive engines.
