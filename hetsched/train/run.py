@@ -21,13 +21,16 @@ from hetsched.train.launch import launch
 from hetsched.train.trainer import Evaluation, Trainer
 
 
-def train_plan(plan: Plan, *, stop_after: int | None = None, out: Path | None = None) -> Path:
+def train_plan(
+    plan: Plan, *, stop_after: int | None = None, out: Path | None = None, trace: Path | None = None
+) -> Path:
     """Train as the plan says, on as many processes as it has ranks.
 
     Args:
         plan: with model, data and training.
         stop_after: end after so many steps of the plan's; the learning rate's schedule stays the plan's.
         out: folder of metrics.jsonl; ``runs/<name>`` by default.
+        trace: file for the measured timeline of the last step, as `hetsched show` reads it.
 
     Returns:
         The path of metrics.jsonl: a line per step, and one per evaluation; the last line is of the final evaluation.
@@ -40,7 +43,7 @@ def train_plan(plan: Plan, *, stop_after: int | None = None, out: Path | None = 
     out = Path("runs", plan.name) if out is None else out
     out.mkdir(parents=True, exist_ok=True)
     metrics = out / "metrics.jsonl"
-    launch(_train_rank, plan, stop_after, metrics, num_ranks=plan.world_size)
+    launch(_train_rank, plan, stop_after, metrics, trace, num_ranks=plan.world_size)
     return metrics
 
 
@@ -55,7 +58,7 @@ def _check_sections(plan: Plan) -> None:
         raise PlanError(problem, field="modules", fix=f"have one encoder, named {ENCODER}", source=plan.source)
 
 
-def _train_rank(plan: Plan, stop_after: int | None, metrics: Path) -> None:
+def _train_rank(plan: Plan, stop_after: int | None, metrics: Path, trace: Path | None) -> None:
     assert plan.training is not None
     trainer = Trainer(plan)
     num_steps = plan.training.steps if stop_after is None else min(stop_after, plan.training.steps)
@@ -66,6 +69,10 @@ def _train_rank(plan: Plan, stop_after: int | None, metrics: Path) -> None:
         def after_step(step: int, report: StepReport, norm: float) -> None:
             log(step, report, norm)
             num_done = step + 1
+            if num_done == num_steps and trace is not None:
+                timeline = trainer.engine.timeline()
+                if file:
+                    trace.write_text(json.dumps(timeline.to_json()), encoding="utf-8")
             if num_done % every == 0 or num_done == num_steps:
                 evaluation = trainer.evaluate()
                 if file:
