@@ -157,7 +157,8 @@ Times durations_of(const Compiled& compiled, const Times& table) {
     } else {
       const Time pair = stated(kNumKinds, part[0]);
       const Time forward = cost(part[0]), backward = cost(part[1]);
-      time = pair >= 0 ? pair * (part->last - part->first + 1) : std::min(forward, backward) < 0 ? -1 : forward + backward;
+      const Time sum = std::min(forward, backward) < 0 ? -1 : forward + backward;
+      time = pair >= 0 ? pair * (part->last - part->first + 1) : sum;
     }
   }
   return result;

@@ -69,16 +69,20 @@ def _train_rank(plan: Plan, stop_after: int | None, metrics: Path, trace: Path |
         def after_step(step: int, report: StepReport, norm: float) -> None:
             log(step, report, norm)
             num_done = step + 1
-            if num_done == num_steps and trace is not None:
-                timeline = trainer.engine.timeline()
-                if file:
-                    trace.write_text(json.dumps(timeline.to_json()), encoding="utf-8")
+            if trace is not None and num_done == num_steps:
+                _write_trace(trace, trainer)
             if num_done % every == 0 or num_done == num_steps:
                 evaluation = trainer.evaluate()
                 if file:
                     _write(file, evaluation_line(num_done, evaluation))
 
         trainer.train(num_steps, after_step=after_step)
+
+
+def _write_trace(path: Path, trainer: Trainer) -> None:
+    timeline = trainer.engine.timeline()
+    if dist.get_rank() == 0:
+        path.write_text(json.dumps(timeline.to_json()), encoding="utf-8")
 
 
 def evaluation_line(step: int, evaluation: Evaluation) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def picture(program: Program, *, width: int, **costs: int) -> list[str]:
 
 def test_one_f_one_b() -> None:
     assert picture(ONE_F_ONE_B, width=36, F=1, B=2) == [
-        "time    0       2       4       6       8",
+        "time    0                   5",
         "lane 0  F0-|F1-|........B0=====|....B1=====|   33% idle, 2 live",
         "lane 1  ....F0-|B0=====|F1-|B1=====|........   33% idle, 1 live",
         "step 9 ns, idle 33.3% of lane time, 0.0% above the lower bound",
