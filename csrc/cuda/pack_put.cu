@@ -60,6 +60,7 @@ struct DeviceTable {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     int64_t before = 0;
     if (threadIdx.x == 0) first_byte[0] = 0;
+    __syncthreads();
     for (int start = 0; start < list.num_runs; start += kThreads) {
       const int run = start + threadIdx.x;
       int64_t sum = 0;

@@ -10,6 +10,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +29,13 @@ def missing() -> str | None:
         return f"{_LIBRARY.name} was not built: it needs nvcc and torch when setup.py runs"
     torch.ops.load_library(_LIBRARY)
     return None
+
+
+def _ops() -> Any:
+    reason = missing()
+    if reason is not None:
+        raise RuntimeError(f"rows cannot be put into peers' memory here: {reason}")
+    return torch.ops.hetsched
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,7 @@ def pack_and_put(
             memory that does so ends the process's CUDA context.
     """
     flags, value, ticket = ((), 0, None) if signal is None else (signal.flags, signal.value, signal.ticket)
-    torch.ops.hetsched.pack_and_put(source, runs, list(destinations), list(flags), value, ticket, num_blocks)
+    _ops().pack_and_put(source, runs, list(destinations), list(flags), value, ticket, num_blocks)
 
 
 def copy_runs(source: Tensor, runs: Tensor, destinations: Sequence[Tensor], *, is_batched: bool = False) -> None:
@@ -81,14 +89,14 @@ def copy_runs(source: Tensor, runs: Tensor, destinations: Sequence[Tensor], *, i
     Raises:
         RuntimeError: as for ``pack_and_put``.
     """
-    torch.ops.hetsched.copy_runs(source, runs, list(destinations), is_batched)
+    _ops().copy_runs(source, runs, list(destinations), is_batched)
 
 
 def stream_write_value(counter: Tensor, value: int) -> None:
     """Sets one int32 counter after all earlier work of the stream, without an SM."""
-    torch.ops.hetsched.stream_write_value(counter, value)
+    _ops().stream_write_value(counter, value)
 
 
 def stream_wait_value(counter: Tensor, value: int) -> None:
     """Holds the stream until one int32 counter has reached ``value``, without an SM and without the host."""
-    torch.ops.hetsched.stream_wait_value(counter, value)
+    _ops().stream_wait_value(counter, value)

@@ -129,7 +129,6 @@ def exchange(rank: int, port: int, is_flag_early: bool) -> None:
     """Both ranks send ragged runs at random times; each reads what its stream has waited for."""
     import torch.distributed._symmetric_memory as symmetric_memory
 
-    library.missing()
     torch.cuda.set_device(rank)
     device = torch.device("cuda", rank)
     dist.init_process_group("nccl", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2, device_id=device)
