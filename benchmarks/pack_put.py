@@ -26,7 +26,7 @@ from torch.multiprocessing.spawn import spawn
 from hetsched.kernels.put import library, naive
 
 BLOCKS = (16, 32, 64, 128)
-RUN_ROWS = (4, 8, 16, 32, 64, 128, 256, 1024)
+RUN_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024)
 
 
 @dataclass(frozen=True)

@@ -105,11 +105,11 @@ void op_pack_and_put(Tensor source, Tensor runs, std::vector<Tensor> destination
   check_arguments(source, runs, destinations);
   STD_TORCH_CHECK(num_blocks > 0, "num_blocks is ", num_blocks, "; at least one is needed");
   STD_TORCH_CHECK(flags.size() <= kMaxDestinations, "flags: ", flags.size(), " are more than ", kMaxDestinations);
+  STD_TORCH_CHECK(ticket.has_value() || flags.empty(), "flags need a ticket");
   Flags to_set{};
   to_set.num_flags = static_cast<int>(flags.size());
   to_set.value = static_cast<uint32_t>(value);
   for (size_t i = 0; i < flags.size(); ++i) to_set.addresses[i] = counter_of("flags", flags[i]);
-  STD_TORCH_CHECK(ticket.has_value() || flags.empty(), "flags need a ticket");
   uint32_t* count = ticket.has_value() ? counter_of("ticket", *ticket) : nullptr;
   const Grid grid{static_cast<int>(num_blocks), count, current_stream(source)};
   const torch::stable::accelerator::DeviceGuard guard(source.get_device_index());

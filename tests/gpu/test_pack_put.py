@@ -8,8 +8,8 @@ import sys
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
+from torch.multiprocessing.spawn import spawn
 
 from hetsched.kernels.put import library, naive
 
@@ -105,13 +105,15 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
         library.pack_and_put(source.t(), runs, [source])
     with pytest.raises(RuntimeError, match="int64"):
         library.pack_and_put(source, runs.int(), [source])
+    flag = torch.zeros(1, dtype=torch.int32, device="cuda")
     with pytest.raises(RuntimeError, match="flags need a ticket"):
-        torch.ops.hetsched.pack_and_put(source, runs, [source], [source], 1, None, 1)
+        torch.ops.hetsched.pack_and_put(source, runs, [source], [flag], 1, None, 1)
 
 
 def test_a_stream_waits_for_its_counter_even_across_the_wrap() -> None:
     counter = torch.full((1,), -2, dtype=torch.int32, device="cuda")
-    out = torch.zeros(1, device="cuda")
+    # A kernel is loaded with its first use, and loading it waits for every stream: not while one waits for a value.
+    out = torch.full((1,), -1.0, device="cuda").add_(1)
     waiting, writing = torch.cuda.Stream(), torch.cuda.Stream()
     torch.cuda.synchronize()
     with torch.cuda.stream(waiting):
@@ -173,4 +175,4 @@ def test_a_peer_that_waits_for_the_flag_reads_every_row(is_flag_early: bool) -> 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.spawn(exchange, args=(port, is_flag_early), nprocs=2)  # type: ignore[no-untyped-call]
+    spawn(exchange, args=(port, is_flag_early), nprocs=2)  # type: ignore[no-untyped-call]
