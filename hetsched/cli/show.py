@@ -15,7 +15,7 @@ from hetsched.cli.usage import UsageError, positive
 from hetsched.estimate import estimate_costs
 from hetsched.plan import Plan
 from hetsched.show.text import draw
-from hetsched.show.unit import MILLISECOND, Unit
+from hetsched.show.unit import Unit
 from hetsched.sim.simulate import simulate
 from hetsched.sim.timeline import Timeline
 from hetsched.stepplan import step_program
@@ -50,14 +50,14 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _timeline(args: argparse.Namespace, source: Source) -> tuple[Timeline, Unit]:
+def _timeline(args: argparse.Namespace, source: Source) -> tuple[Timeline, Unit | None]:
     is_program = not isinstance(source, Plan | Timeline)
     if not is_program and (args.cost is not None or args.cost_file is not None):
         raise UsageError(f"{args.file} has times of its own; --cost and --cost-file are for programs and schedules")
     if isinstance(source, Timeline):
-        return source, MILLISECOND
+        return source, None
     if isinstance(source, Plan):
-        return simulate(step_program(source), estimate_costs(source)), MILLISECOND
+        return simulate(step_program(source), estimate_costs(source)), None
     given = read_costs(args, default=DEFAULT_COST)
     require_costs(source, given)
     return simulate(source, given.costs), given.unit

@@ -18,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, metavar="PLAN", help="a plan, TOML")
     parser.add_argument("--steps", type=positive, metavar="N", help="stop after N of the plan's steps")
     parser.add_argument("--out", type=Path, help="folder of metrics.jsonl (default: runs/<plan's name>)")
+    parser.add_argument("--trace", type=Path, help="file for the last step as it ran, for `hetsched show`")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -27,5 +28,5 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"{args.file} is a program; training takes a plan")
     from hetsched.train.run import train_plan
 
-    print(train_plan(plan, stop_after=args.steps, out=args.out))
+    print(train_plan(plan, stop_after=args.steps, out=args.out, trace=args.trace))
     return 0
