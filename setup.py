@@ -32,7 +32,7 @@ def find_cuda() -> list[str]:
     torch = importlib.util.find_spec("torch")
     if nvcc is None or torch is None or torch.origin is None:
         missing = "nvcc" if nvcc is None else "torch"
-        print(f"hetsched/_cuda.so is not built: {missing} was not found; only the peer transport needs it")
+        print(f"hetsched/_cuda.so is not built: {missing} was not found; only rows put into a peer GPU need it")
         return ["-DHETSCHED_CUDA=OFF"]
     torch_dir = Path(torch.origin).parent
     return ["-DHETSCHED_CUDA=ON", f"-DHETSCHED_TORCH_DIR={torch_dir}", f"-DCMAKE_CUDA_COMPILER={nvcc}"]
