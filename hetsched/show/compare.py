@@ -121,7 +121,9 @@ def compare(
 
 def scaled(timeline: Timeline, factor: float) -> Timeline:
     """The timeline with all times multiplied by ``factor``."""
-    spans = tuple(s._replace(start_ns=round(s.start_ns * factor), end_ns=round(s.end_ns * factor)) for s in timeline.spans)
+    spans = tuple(
+        s._replace(start_ns=round(s.start_ns * factor), end_ns=round(s.end_ns * factor)) for s in timeline.spans
+    )
     memory = tuple(tuple((round(time * factor), held) for time, held in curve) for curve in timeline.memory)
     bound = None if timeline.lower_bound_ns is None else round(timeline.lower_bound_ns * factor)
     return replace(timeline, spans=spans, memory=memory, lower_bound_ns=bound)

@@ -85,7 +85,8 @@ def to_html(
 def _layer(layer: Layer, palette: Palette) -> dict[str, Any]:
     timeline, spans = layer.timeline, compute_spans(layer.timeline)
     lanes = range(len(timeline.program.lanes))
-    received = [span for _, span in message_pairs(timeline)]
+    messages = list(message_pairs(timeline))
+    received = [span for _, span in messages]
     number_of_message = {id(span): number for number, span in enumerate(received)}
     memory = memory_of(timeline)
     labels = Labels(timeline.program)
@@ -102,7 +103,7 @@ def _layer(layer: Layer, palette: Palette) -> dict[str, Any]:
         "messages": [x for span in received for x in _message(span)],
         "needs": [
             x
-            for need in needs(timeline, spans)
+            for need in needs(timeline, spans, messages)
             for x in (need.maker, need.user, -1 if need.message is None else number_of_message[id(need.message)])
         ],
         "critical": _critical(timeline, spans, received),

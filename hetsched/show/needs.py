@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from hetsched.schedule.action import Action, Kind
-from hetsched.sim.messages import message_pairs
 from hetsched.sim.timeline import Span, Stream, Timeline
 
 _Key = tuple[int, str, int, bool, int]
@@ -32,12 +31,13 @@ def compute_spans(timeline: Timeline) -> list[Span]:
     return [span for lane in lanes for span in timeline.stream(lane, Stream.COMPUTE)]
 
 
-def needs(timeline: Timeline, spans: Sequence[Span]) -> Iterator[Need]:
+def needs(timeline: Timeline, spans: Sequence[Span], messages: Iterable[tuple[Span, Span]]) -> Iterator[Need]:
     """The needs of all actions: first those that messages bring, then those handed over.
 
     Args:
         timeline: simulated or measured.
         spans: its ``compute_spans``.
+        messages: its ``message_pairs``.
     """
     at = dict(_places(spans))
     edges = {edge.name: edge for edge in timeline.program.topology.edges}
@@ -53,7 +53,7 @@ def needs(timeline: Timeline, spans: Sequence[Span]) -> Iterator[Need]:
         return at.get((span.lane, module, stage, is_forward, action.microbatches[0]))
 
     brought = set()
-    for sent, received in message_pairs(timeline):
+    for sent, received in messages:
         is_forward = sent.action.kind is Kind.SEND_F
         maker, user = end(sent, is_producer=is_forward), end(received, is_producer=not is_forward)
         if maker is not None and user is not None:

@@ -70,6 +70,9 @@ function roundStep(smallest) {
   return [1, 2, 5, 10].map((factor) => factor * power).find((step) => step >= smallest * 0.999);
 }
 
+// The width of a digit.
+const glyph = () => (bar < 12 ? 5.1 : 6.2);
+
 // The number of the first span of a lane that ends after a time.
 function firstAfter(layer, lane, time) {
   let [low, high] = [layer.first[lane], layer.first[lane + 1]];
@@ -214,8 +217,8 @@ function paintSpan(context, layer, span, box) {
     context.fillRect(box.left, box.top + i * height, width, height);
   });
   const label = layer.labels[span];
-  const room = context.measureText("0").width * label.length;
-  if (looks.length > 1 || width < room + 6) return;
+  const room = glyph() * label.length;
+  if (looks.length > 1 || width < room + 4) return;
   const [left, right] = [Math.max(box.left, LEFT), Math.min(box.left + width, LEFT + state.width)];
   const middle = (left + right) / 2;
   const look = data.looks[looks[0]];
@@ -294,7 +297,9 @@ function paintMemory() {
   const most = values.reduce((a, b) => Math.max(a, b), 1);
   const y = (value) => MEMORY - 22 - (value / most) * (MEMORY - 50);
   context.fillStyle = data.colors.text;
-  context.fillText(`memory of lane ${state.lane}, other lanes in gray`, LEFT, 10);
+  context.textAlign = "left";
+  const what = unit === "bytes" ? "memory" : "microbatches of state";
+  context.fillText(`${what} of lane ${state.lane}, other lanes in gray`, LEFT, 10);
   context.fillStyle = data.colors.muted;
   context.textAlign = "right";
   for (const value of [0, most]) context.fillText(amount(value, unit), LEFT - 8, y(value));
@@ -328,7 +333,7 @@ function paintCurve(context, curve, y, style) {
 }
 
 function amount(value, unit) {
-  if (unit !== "bytes") return `${value} ${value === 1 ? unit.replace(/s$/, "") : unit}`;
+  if (unit !== "bytes") return `${value}`;
   const power = value ? Math.min(4, Math.floor(Math.log2(value) / 10)) : 0;
   return `${Number((value / 1024 ** power).toPrecision(3))} ${["B", "KiB", "MiB", "GiB", "TiB"][power]}`;
 }

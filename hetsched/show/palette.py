@@ -79,7 +79,7 @@ class Palette:
     def _add(self, program: Program) -> None:
         producers = {edge.producer for edge in program.topology.edges}
         self._encoders += sorted(producers - set(self._encoders))
-        used = {(part.module, part.kind) for lane in program.lanes for a in lane for part in a.flat()}
+        used = {(part.module, part.kind) for lane in program.lanes for a in lane for part in a.parts or (a,)}
         order = [module.name for module in program.topology.modules]
         for module in sorted(order, key=lambda name: (name in producers, order.index(name))):
             for kind in Kind:

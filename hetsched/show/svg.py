@@ -28,7 +28,7 @@ from hetsched.show.palette import (
 )
 from hetsched.show.ticks import tick_times
 from hetsched.show.unit import MILLISECOND, Unit
-from hetsched.sim.bubble import bubbles
+from hetsched.sim.bubble import bubble_fraction, bubbles
 from hetsched.sim.critical import critical_path
 from hetsched.sim.timeline import Span, Stream
 
@@ -117,8 +117,7 @@ def _subtitle(layers: Sequence[Layer], unit: Unit) -> str:
     texts = []
     for layer in layers:
         timeline = layer.timeline
-        idle = sum(bubble.total for bubble in bubbles(timeline))
-        share = idle / max(1, timeline.makespan_ns * len(timeline.program.lanes))
+        share = bubble_fraction(timeline)
         bound = "" if timeline.gap is None else f", {timeline.gap:.1%} above the lower bound"
         name = f"{layer.name} " if len(layers) > 1 else ""
         texts.append(f"{name}step {unit.text(timeline.makespan_ns)}, idle {share:.1%} of lane time{bound}")
