@@ -20,9 +20,12 @@ from hetsched.runtime.executor import Executor, StepResult
 from hetsched.runtime.mesh import ModuleMesh, copies_group, make_meshes
 from hetsched.runtime.recorder import Recorder
 from hetsched.runtime.report import EvaluationReport, StepReport, gather_figures, gather_objects
+from hetsched.runtime.trace import measured_timeline
 from hetsched.runtime.transport.gloo import GlooTransport
 from hetsched.runtime.work import Channels, RankStep
 from hetsched.schedule.action import Kind
+from hetsched.schedule.program import Program
+from hetsched.sim.timeline import Timeline
 from hetsched.stepplan import StepPlan, make_topology, plan_step, step_program
 
 Builder = Callable[[int, ModuleMesh], nn.Module]
@@ -68,8 +71,9 @@ class Engine:
             deferring={a.module for lane in step_program(plan).lanes for a in lane if a.kind is Kind.W},
         )
         self._channels = Channels(plan)
-        _, lanes = make_topology(plan)
-        self._lane = next(i for i, ranks in enumerate(lanes) if self.rank in ranks)
+        _, self._lanes = make_topology(plan)
+        self._lane = next(i for i, ranks in enumerate(self._lanes) if self.rank in ranks)
+        self._last_program: Program | None = None
 
     def step(self, batch: Batch) -> StepReport:
         """Forward, backward and gradient reduction of one batch, the same on every rank.
@@ -99,6 +103,17 @@ class Engine:
         losses = gather_objects((float(result.loss_sum), self._outputs(step, result)), group=None)
         outputs = {index: rows for _, part in losses for index, rows in part.items()}
         return EvaluationReport(sum(loss for loss, _ in losses) / step.divisor, outputs)
+
+    def timeline(self) -> Timeline:
+        """The last step or evaluation as it ran, from the records of all ranks; every rank has to ask.
+
+        Raises:
+            RuntimeError: there was none.
+        """
+        if self._last_program is None:
+            raise RuntimeError("no step has run yet, so there is no timeline of it")
+        records = gather_objects(self.recorder.records, group=None)
+        return measured_timeline(self._last_program, self._lanes, records)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The trained parameters that live on this rank."""
@@ -165,6 +180,7 @@ class Engine:
 
     def _run(self, work: RankStep, step: StepPlan, *, is_training: bool) -> StepResult:
         self._exchange.sent_bytes = 0
+        self._last_program = step.program
         self.recorder.begin_step()
         return self._executor.run(step.program.lanes[self._lane], work, is_training=is_training)
 

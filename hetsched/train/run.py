@@ -20,13 +20,16 @@ from hetsched.train.launch import launch
 from hetsched.train.trainer import Evaluation, Trainer
 
 
-def train_plan(plan: Plan, *, stop_after: int | None = None, out: Path | None = None) -> Path:
+def train_plan(
+    plan: Plan, *, stop_after: int | None = None, out: Path | None = None, trace: Path | None = None
+) -> Path:
     """Train as the plan says, on as many processes as it has ranks.
 
     Args:
         plan: with model, data and training.
         stop_after: end after so many steps of the plan's; the learning rate's schedule stays the plan's.
         out: folder of metrics.jsonl; ``runs/<name>`` by default.
+        trace: file for the measured timeline of the last step (JSON).
 
     Returns:
         The path of metrics.jsonl: a line per step, then one of the final evaluation.
@@ -39,7 +42,7 @@ def train_plan(plan: Plan, *, stop_after: int | None = None, out: Path | None = 
     out = Path("runs", plan.name) if out is None else out
     out.mkdir(parents=True, exist_ok=True)
     metrics = out / "metrics.jsonl"
-    launch(_train_rank, plan, stop_after, metrics, num_ranks=plan.world_size)
+    launch(_train_rank, plan, stop_after, metrics, trace, num_ranks=plan.world_size)
     return metrics
 
 
@@ -54,17 +57,28 @@ def _check_sections(plan: Plan) -> None:
         raise PlanError(problem, field="modules", fix=f"have one encoder, named {ENCODER}", source=plan.source)
 
 
-def _train_rank(plan: Plan, stop_after: int | None, metrics: Path) -> None:
+def _train_rank(plan: Plan, stop_after: int | None, metrics: Path, trace: Path | None) -> None:
     assert plan.training is not None
     trainer = Trainer(plan)
     num_steps = plan.training.steps if stop_after is None else min(stop_after, plan.training.steps)
     if dist.get_rank() != 0:
         trainer.train(num_steps, after_step=lambda *_: None)
+        _write_trace(trainer, trace)
         trainer.evaluate()
         return
     with metrics.open("w", encoding="utf-8") as file:
         trainer.train(num_steps, after_step=_logger(plan, num_steps, file))
+        _write_trace(trainer, trace)
         _write(file, evaluation_line(num_steps, trainer.evaluate()))
+
+
+def _write_trace(trainer: Trainer, path: Path | None) -> None:
+    """The timeline of the last step, gathered from all ranks and written by the first."""
+    if path is None:
+        return
+    timeline = trainer.engine.timeline()
+    if dist.get_rank() == 0:
+        path.write_text(json.dumps(timeline.to_json()) + "\n", encoding="utf-8")
 
 
 def evaluation_line(step: int, evaluation: Evaluation) -> dict[str, Any]:
