@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     # Where nobody measured the costs, only their ratios say something.
     is_scaled = not isinstance(source, Timeline) and args.cost_file is None
     comparison = measured and compare(timeline, measured, unit=unit, is_scaled=is_scaled)
-    write(_drawn(args, timeline, comparison, unit), args.out)
+    write(_drawn(args, _title(args, source), timeline, comparison, unit), args.out)
     return 0
 
 
@@ -80,13 +80,14 @@ def _drawn(args: argparse.Namespace, timeline: Timeline, comparison: Comparison 
         layers = [Layer("predicted", comparison.predicted), Layer("measured", comparison.measured)]
     if args.format == "perfetto":
         return to_perfetto(layers)
-    title = _title(args)
     if args.format == "svg":
         return to_svg(layers, title=title, unit=unit)
     return to_html(layers, title=title, unit=unit, comparison=comparison)
 
 
-def _title(args: argparse.Namespace) -> str:
+def _title(args: argparse.Namespace, source: Source) -> str:
+    if isinstance(source, Plan):
+        return f"{source.name}: one step, {source.schedule.pipeline}, encoder {source.schedule.encoder}"
     if args.file is not None:
         return str(args.file.name)
     return f"{args.schedule}, {args.stages} stages, {args.microbatches} microbatches"
