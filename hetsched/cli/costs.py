@@ -18,7 +18,7 @@ from hetsched.show.unit import MILLISECOND, NANOSECOND, Unit
 from hetsched.sim.costs import Costs, load_costs
 
 DEFAULT_COST = "F=1,I=1,W=1"
-_NUMBER = re.compile(r"\d+(\.\d*)?|\.\d+", re.ASCII)
+_NUMBER = re.compile(r"(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,2})?", re.ASCII)
 # A unit of the user's is drawn as a millisecond by whoever reads the timeline later.
 _NS_PER_UNIT = MILLISECOND.ns
 _LARGEST = 2**62

@@ -22,7 +22,7 @@ from hetsched.show.perfetto import to_perfetto
 from hetsched.show.svg import to_svg
 from hetsched.show.table import draw_comparison
 from hetsched.show.text import draw
-from hetsched.show.unit import MILLISECOND, Unit
+from hetsched.show.unit import Unit, fitting_unit
 from hetsched.sim.simulate import simulate
 from hetsched.sim.timeline import Timeline
 from hetsched.stepplan import step_program
@@ -62,14 +62,15 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         write(json.dumps(timeline.to_json()) + "\n", args.out)
         return 0
+    unit = unit or fitting_unit((measured or timeline).makespan_ns)
     # Where nobody measured the costs, only their ratios say something.
     is_scaled = not isinstance(source, Timeline) and args.cost_file is None
-    comparison = measured and compare(timeline, measured, unit=unit, is_scaled=is_scaled)
+    comparison = None if measured is None else compare(timeline, measured, unit=unit, is_scaled=is_scaled)
     write(_drawn(args, _title(args, source), timeline, comparison, unit), args.out)
     return 0
 
 
-def _drawn(args: argparse.Namespace, timeline: Timeline, comparison: Comparison | None, unit: Unit) -> str:
+def _drawn(args: argparse.Namespace, title: str, timeline: Timeline, comparison: Comparison | None, unit: Unit) -> str:
     if args.format == "text":
         width = args.width or _default_width()
         if comparison is None:
@@ -100,18 +101,18 @@ def _measured(path: Path) -> Timeline:
     return measured
 
 
-def _timeline(args: argparse.Namespace, source: Source, measured: Timeline | None) -> tuple[Timeline, Unit]:
+def _timeline(args: argparse.Namespace, source: Source, measured: Timeline | None) -> tuple[Timeline, Unit | None]:
     is_program = not isinstance(source, Plan | Timeline)
     if not is_program and (args.cost is not None or args.cost_file is not None):
         raise UsageError(f"{args.file} has times of its own; --cost and --cost-file are for programs and schedules")
     if isinstance(source, Timeline):
-        return source, MILLISECOND
+        return source, None
     if isinstance(source, Plan):
         program = step_program(source)
         if measured is not None and measured.program.topology == program.topology:
             # A step's program may depend on its batch: what is predicted is the step that ran.
             program = measured.program
-        return simulate(program, estimate_costs(source)), MILLISECOND
+        return simulate(program, estimate_costs(source)), None
     given = read_costs(args, default=DEFAULT_COST)
     require_costs(source, given)
     return simulate(source, given.costs), given.unit

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=positive, metavar="N", help="stop after N of the plan's steps")
     parser.add_argument("--out", type=Path, help="folder of metrics.jsonl (default: runs/<plan's name>)")
     parser.add_argument(
-        "--trace", type=Path, metavar="FILE", help="write the last step's measured timeline, for `hetsched show` (JSON)"
+        "--trace", type=Path, metavar="FILE", help="file for the last step as it ran, for `hetsched show`"
     )
 
 

@@ -20,7 +20,7 @@ from hetsched.runtime.executor import Executor, StepResult
 from hetsched.runtime.mesh import ModuleMesh, copies_group, make_meshes
 from hetsched.runtime.recorder import Recorder
 from hetsched.runtime.report import EvaluationReport, StepReport, gather_figures, gather_objects
-from hetsched.runtime.trace import measured_timeline
+from hetsched.runtime.trace import RankTrace, measured_timeline
 from hetsched.runtime.transport.gloo import GlooTransport
 from hetsched.runtime.work import Channels, RankStep
 from hetsched.schedule.action import Kind
@@ -71,9 +71,9 @@ class Engine:
             deferring={a.module for lane in step_program(plan).lanes for a in lane if a.kind is Kind.W},
         )
         self._channels = Channels(plan)
-        _, self._lanes = make_topology(plan)
-        self._lane = next(i for i, ranks in enumerate(self._lanes) if self.rank in ranks)
         self._last_program: Program | None = None
+        _, lanes = make_topology(plan)
+        self._lane = next(i for i, ranks in enumerate(lanes) if self.rank in ranks)
 
     def step(self, batch: Batch) -> StepReport:
         """Forward, backward and gradient reduction of one batch, the same on every rank.
@@ -105,15 +105,10 @@ class Engine:
         return EvaluationReport(sum(loss for loss, _ in losses) / step.divisor, outputs)
 
     def timeline(self) -> Timeline:
-        """The last step or evaluation as it ran, from the records of all ranks; every rank has to ask.
-
-        Raises:
-            RuntimeError: there was none.
-        """
-        if self._last_program is None:
-            raise RuntimeError("no step has run yet, so there is no timeline of it")
-        records = gather_objects(self.recorder.records, group=None)
-        return measured_timeline(self._last_program, self._lanes, records)
+        """The last step as it ran, on all ranks; every rank calls this. See hetsched.runtime.trace."""
+        trace = RankTrace(self._lane, self.recorder.began_ns, tuple(self.recorder.records))
+        assert self._last_program is not None, "there was no step yet"
+        return measured_timeline(self._last_program, gather_objects(trace, group=None))
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The trained parameters that live on this rank."""

@@ -1,18 +1,14 @@
-"""The records of all ranks as one timeline of the step that they ran.
+"""What the ranks recorded of a step, as a timeline of its program: the same form that the simulator gives.
 
-A lane is several ranks, each with its own share of every microbatch; its row is that of its busiest rank, the one that
-the others wait for. Waiting is idle time: an action's span starts when its inputs had arrived, a
-collective's when the last of its ranks came to it.
-
-A message is on its way from its SEND until the action after its RECV went on, if that had to wait; otherwise nobody
-saw it arrive, and its span is the SEND's. Times count from each rank's own start of the step, which follows an
-all-reduce: clocks of two ranks are apart by as much as they leave it at different times, well under a millisecond
-on one host.
+Waiting is idle time: a compute action's span starts when its inputs had arrived, a collective's when the last of its
+ranks came to it. A message is on its way from its SEND until the action after its RECV went on, if that had to wait;
+otherwise nobody saw it arrive, and its span is the SEND's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from hetsched.check.flat import FlatProgram
 from hetsched.check.validate import check
@@ -25,62 +21,85 @@ _SHORTEST_WAIT_NS = 50_000
 """To ask for what is there already takes time too."""
 
 
-def measured_timeline(
-    program: Program, lanes: Sequence[Sequence[int]], records: Sequence[Sequence[Record]]
-) -> Timeline:
-    """The timeline of one step.
+@dataclass(frozen=True)
+class RankTrace:
+    """The records of one rank.
+
+    Args:
+        lane: the lane that the rank belongs to.
+        began_ns: when its step began, on a clock that all ranks of a host share.
+        records: its actions.
+    """
+
+    lane: int
+    began_ns: int
+    records: tuple[Record, ...]
+
+    @property
+    def busy_ns(self) -> int:
+        """Time in actions that was not waiting."""
+        return sum(r.end_ns - r.start_ns - r.waited_ns for r in self.records)
+
+
+def measured_timeline(program: Program, traces: Sequence[RankTrace]) -> Timeline:
+    """The timeline of a step.
+
+    A lane shows its rank with the most work, which is the one that the others wait for.
 
     Args:
         program: what was run.
-        lanes: for each lane its ranks.
-        records: for each rank its records of the step.
+        traces: of every rank. Times compare between ranks of one host; between hosts they are as good as
+            the hosts' clocks.
     """
-    entered = _collectives_entered(records)
-    busiest = [records[max(ranks, key=lambda rank: (_work(records[rank]), -rank))] for ranks in lanes]
-    spans = [
-        _compute_span(lane, record, entered)
-        for lane, of_lane in enumerate(busiest)
-        for record in of_lane
-        if not record.action.kind.is_transfer
+    zero = min(trace.began_ns for trace in traces)
+    entered = _collectives_entered(traces)
+    busiest = [
+        max((trace for trace in traces if trace.lane == lane), key=lambda trace: trace.busy_ns)
+        for lane in range(len(program.lanes))
     ]
-    return make_timeline(program, [*spans, *_message_spans(check(program), busiest)])
+    spans = [span for trace in busiest for span in _compute_spans(trace, entered)]
+    spans += _message_spans(check(program), busiest)
+    return make_timeline(program, (s._replace(start_ns=s.start_ns - zero, end_ns=s.end_ns - zero) for s in spans))
 
 
-def _work(records: Sequence[Record]) -> int:
-    return sum(r.end_ns - r.start_ns - r.waited_ns for r in records)
-
-
-def _collectives_entered(records: Sequence[Sequence[Record]]) -> dict[Action, int]:
-    """When the last rank came to each collective."""
+def _collectives_entered(traces: Sequence[RankTrace]) -> dict[Action, int]:
+    """When the last rank came to each collective, on the common clock as all times below."""
     entered: dict[Action, int] = {}
-    for record in (r for of_rank in records for r in of_rank if r.action.kind.is_collective):
-        entered[record.action] = max(entered.get(record.action, 0), record.start_ns)
+    for trace in traces:
+        for record in trace.records:
+            if record.action.kind.is_collective:
+                start = trace.began_ns + record.start_ns
+                entered[record.action] = max(entered.get(record.action, start), start)
     return entered
 
 
-def _compute_span(lane: int, record: Record, entered: dict[Action, int]) -> Span:
-    is_collective = record.action.kind.is_collective
-    start = entered[record.action] if is_collective else record.start_ns + record.waited_ns
-    return Span(lane, Stream.COMPUTE, min(start, record.end_ns), record.end_ns, record.action)
+def _compute_spans(trace: RankTrace, entered: Mapping[Action, int]) -> Iterator[Span]:
+    for record in trace.records:
+        action, end = record.action, trace.began_ns + record.end_ns
+        if action.kind.is_transfer:
+            continue
+        start = entered.get(action, trace.began_ns + record.start_ns + record.waited_ns)
+        yield Span(trace.lane, Stream.COMPUTE, min(start, end), end, action)
 
 
-def _message_spans(flat: FlatProgram, records: Sequence[Sequence[Record]]) -> Iterator[Span]:
+def _message_spans(flat: FlatProgram, traces: Sequence[RankTrace]) -> Iterator[Span]:
     """Both ends of every message. Ranks run their lane's list in order, so the n-th record is of its n-th action."""
-    arrivals = [_arrivals(of_lane) for of_lane in records]
+    arrivals = [_arrivals(trace) for trace in traces]
     for source, destination, send, receive in flat.compiled.messages:
-        sent = records[source][send - flat.lane_begin[source]]
+        sent = traces[source].records[send - flat.lane_begin[source]]
         place = receive - flat.lane_begin[destination]
-        received = records[destination][place]
-        end = max(sent.end_ns, arrivals[destination][place])
-        yield Span(source, Stream.SEND, sent.start_ns, end, sent.action, destination)
-        yield Span(destination, Stream.RECEIVE, sent.start_ns, end, received.action, source)
+        start, posted = (traces[source].began_ns + time for time in (sent.start_ns, sent.end_ns))
+        end = max(posted, arrivals[destination][place])
+        yield Span(source, Stream.SEND, start, end, sent.action, destination)
+        yield Span(destination, Stream.RECEIVE, start, end, traces[destination].records[place].action, source)
 
 
-def _arrivals(records: Sequence[Record]) -> list[int]:
+def _arrivals(trace: RankTrace) -> list[int]:
     """For each record when the next compute action went on, or 0 if it did not wait."""
     result, went_on = [], 0
-    for record in reversed(records):
+    for record in reversed(trace.records):
         if record.action.kind.is_compute:
-            went_on = record.start_ns + record.waited_ns if record.waited_ns >= _SHORTEST_WAIT_NS else 0
+            has_waited = record.waited_ns >= _SHORTEST_WAIT_NS
+            went_on = trace.began_ns + record.start_ns + record.waited_ns if has_waited else 0
         result.append(went_on)
     return result[::-1]

@@ -121,7 +121,8 @@ def _look(palette: Palette, action: Action) -> int:
 
 def _times(spans: Sequence[Span]) -> list[int]:
     """For each span the idle time since the one before on its lane, and its duration."""
-    result, lane, end = [], -1, 0
+    result: list[int] = []
+    lane, end = -1, 0
     for span in spans:
         if span.lane != lane:
             lane, end = span.lane, 0

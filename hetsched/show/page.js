@@ -157,7 +157,7 @@ function paintAxis() {
   context.textAlign = "right";
   context.fillText(data.unit.name, LEFT - 16, AXIS / 2);
   context.textAlign = "left";
-  context.fillText("idle, by cause", LEFT + state.width + 16, AXIS / 2);
+  context.fillText("idle, by cause", LEFT + state.width + 28, AXIS / 2);
 }
 
 function paintGrid(context, height) {
@@ -231,7 +231,7 @@ function paintSpan(context, layer, span, box) {
 }
 
 function paintIdle(context, layer, lane, top) {
-  const [left, width] = [LEFT + state.width + 16, RIGHT - 84];
+  const [left, width] = [LEFT + state.width + 28, RIGHT - 90];
   const causes = Object.values(data.causes);
   const times = layer.bubbles[lane];
   let at = left;

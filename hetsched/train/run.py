@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
@@ -29,10 +30,10 @@ def train_plan(
         plan: with model, data and training.
         stop_after: end after so many steps of the plan's; the learning rate's schedule stays the plan's.
         out: folder of metrics.jsonl; ``runs/<name>`` by default.
-        trace: file for the measured timeline of the last step (JSON).
+        trace: file for the measured timeline of the last step, as `hetsched show` reads it.
 
     Returns:
-        The path of metrics.jsonl: a line per step, then one of the final evaluation.
+        The path of metrics.jsonl: a line per step, and one per evaluation; the last line is of the final evaluation.
 
     Raises:
         PlanError: the plan lacks a section, or does not have the one encoder that the data is for.
@@ -61,24 +62,27 @@ def _train_rank(plan: Plan, stop_after: int | None, metrics: Path, trace: Path |
     assert plan.training is not None
     trainer = Trainer(plan)
     num_steps = plan.training.steps if stop_after is None else min(stop_after, plan.training.steps)
-    if dist.get_rank() != 0:
-        trainer.train(num_steps, after_step=lambda *_: None)
-        _write_trace(trainer, trace)
-        trainer.evaluate()
-        return
-    with metrics.open("w", encoding="utf-8") as file:
-        trainer.train(num_steps, after_step=_logger(plan, num_steps, file))
-        _write_trace(trainer, trace)
-        _write(file, evaluation_line(num_steps, trainer.evaluate()))
+    every = plan.training.evaluate_every or num_steps
+    with metrics.open("w", encoding="utf-8") if dist.get_rank() == 0 else nullcontext() as file:
+        log = _logger(plan, num_steps, file) if file else lambda *_: None
+
+        def after_step(step: int, report: StepReport, norm: float) -> None:
+            log(step, report, norm)
+            num_done = step + 1
+            if trace is not None and num_done == num_steps:
+                _write_trace(trace, trainer)
+            if num_done % every == 0 or num_done == num_steps:
+                evaluation = trainer.evaluate()
+                if file:
+                    _write(file, evaluation_line(num_done, evaluation))
+
+        trainer.train(num_steps, after_step=after_step)
 
 
-def _write_trace(trainer: Trainer, path: Path | None) -> None:
-    """The timeline of the last step, gathered from all ranks and written by the first."""
-    if path is None:
-        return
+def _write_trace(path: Path, trainer: Trainer) -> None:
     timeline = trainer.engine.timeline()
     if dist.get_rank() == 0:
-        path.write_text(json.dumps(timeline.to_json()) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(timeline.to_json()), encoding="utf-8")
 
 
 def evaluation_line(step: int, evaluation: Evaluation) -> dict[str, Any]:
