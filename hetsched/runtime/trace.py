@@ -1,8 +1,8 @@
 """What the ranks recorded of a step, as a timeline of its program: the same form that the simulator gives.
 
 Waiting is idle time: a compute action's span starts when its inputs had arrived, a collective's when the last of its
-ranks came to it. A message is on its way from its SEND until the action after its RECV went on, if that had to wait;
-otherwise nobody saw it arrive, and its span is the SEND's.
+ranks came to it. When a message arrived nobody saw: of those that an action waited for the last one posted is said to be
+on its way until the action went on, and all others no longer than their SEND.
 """
 
 from __future__ import annotations
@@ -84,22 +84,37 @@ def _compute_spans(trace: RankTrace, entered: Mapping[Action, int]) -> Iterator[
 
 def _message_spans(flat: FlatProgram, traces: Sequence[RankTrace]) -> Iterator[Span]:
     """Both ends of every message. Ranks run their lane's list in order, so the n-th record is of its n-th action."""
-    arrivals = [_arrivals(trace) for trace in traces]
-    for source, destination, send, receive in flat.compiled.messages:
-        sent = traces[source].records[send - flat.lane_begin[source]]
-        place = receive - flat.lane_begin[destination]
+    users = [_users(trace) for trace in traces]
+    # Of all messages that an action needs the last posted: (when, number).
+    last: dict[tuple[int, int], tuple[int, int]] = {}
+    messages = []
+    for number, (source, destination, send, receive) in enumerate(flat.compiled.messages):
+        sent, place = traces[source].records[send - flat.lane_begin[source]], receive - flat.lane_begin[destination]
         start, posted = (traces[source].began_ns + time for time in (sent.start_ns, sent.end_ns))
-        end = max(posted, arrivals[destination][place])
-        yield Span(source, Stream.SEND, start, end, sent.action, destination)
-        yield Span(destination, Stream.RECEIVE, start, end, traces[destination].records[place].action, source)
+        user = (destination, users[destination][place])
+        last[user] = max(last.get(user, (posted, number)), (posted, number))
+        messages.append((user, start, posted, sent.action, traces[destination].records[place].action, source))
+    for number, (user, start, posted, send_action, receive_action, source) in enumerate(messages):
+        destination, place = user
+        end = posted
+        if last[user][1] == number:
+            end = max(posted, _went_on(traces[destination], place))
+        yield Span(source, Stream.SEND, start, end, send_action, destination)
+        yield Span(destination, Stream.RECEIVE, start, end, receive_action, source)
 
 
-def _arrivals(trace: RankTrace) -> list[int]:
-    """For each record when the next compute action went on, or 0 if it did not wait."""
-    result, went_on = [], 0
-    for record in reversed(trace.records):
-        if record.action.kind.is_compute:
-            has_waited = record.waited_ns >= _SHORTEST_WAIT_NS
-            went_on = trace.began_ns + record.start_ns + record.waited_ns if has_waited else 0
-        result.append(went_on)
+def _users(trace: RankTrace) -> list[int]:
+    """For each record the place of the next compute action."""
+    result, user = [], len(trace.records)
+    for place in range(len(trace.records) - 1, -1, -1):
+        if trace.records[place].action.kind.is_compute:
+            user = place
+        result.append(user)
     return result[::-1]
+
+
+def _went_on(trace: RankTrace, place: int) -> int:
+    """When an action stopped waiting; 0 if it did not wait."""
+    if place == len(trace.records) or trace.records[place].waited_ns < _SHORTEST_WAIT_NS:
+        return 0
+    return trace.began_ns + trace.records[place].start_ns + trace.records[place].waited_ns

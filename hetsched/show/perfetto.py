@@ -80,8 +80,8 @@ def _without_overlap(spans: Sequence[Span]) -> list[list[Span]]:
     return tracks
 
 
-def _metadata(name: str, process: int, track: int = 0, **args: Any) -> Event:
-    return {"ph": "M", "name": name, "pid": process, "tid": track, "args": args}
+def _metadata(what: str, process: int, track: int = 0, **args: Any) -> Event:
+    return {"ph": "M", "name": what, "pid": process, "tid": track, "args": args}
 
 
 def _slice(span: Span, process: int, track: int) -> Event:

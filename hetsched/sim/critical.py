@@ -92,8 +92,8 @@ class _Causes:
             self._send_place[id(received)] = self._place[id(sent)]
         for lane in range(len(timeline.program.lanes)):
             sends = timeline.stream(lane, Stream.SEND)
-            sent = [arrival[id(span)] for span in sends if id(span) in arrival]
-            for engine in (sent, timeline.stream(lane, Stream.RECEIVE)):
+            arrived = [arrival[id(span)] for span in sends if id(span) in arrival]
+            for engine in (arrived, timeline.stream(lane, Stream.RECEIVE)):
                 in_turn = [span for span in engine if span.end_ns > span.start_ns]
                 for before, after in pairwise(in_turn):
                     self._before[id(after)].append(before)
