@@ -1,14 +1,15 @@
 """What the ranks recorded of a step, as a timeline of its program: the same form that the simulator gives.
 
 Waiting is idle time: a compute action's span starts when its inputs had arrived, a collective's when the last of its
-ranks came to it. When a message arrived nobody saw: of those that an action waited for the last one posted is said to be
-on its way until the action went on, and all others no longer than their SEND.
+ranks came to it. When a message arrived nobody saw: of those that an action waited for the last one posted is said to
+be on its way until the action went on, and all others no longer than their SEND.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from hetsched.check.flat import FlatProgram
 from hetsched.check.validate import check
@@ -82,25 +83,37 @@ def _compute_spans(trace: RankTrace, entered: Mapping[Action, int]) -> Iterator[
         yield Span(trace.lane, Stream.COMPUTE, min(start, end), end, action)
 
 
+class _Message(NamedTuple):
+    """One message: its two records, and what used it (a lane and a place in its list)."""
+
+    source: int
+    sent: Record
+    posted_ns: int
+    received: Record
+    user: tuple[int, int]
+
+
 def _message_spans(flat: FlatProgram, traces: Sequence[RankTrace]) -> Iterator[Span]:
-    """Both ends of every message. Ranks run their lane's list in order, so the n-th record is of its n-th action."""
+    """Both ends of every message."""
+    messages = list(_messages(flat, traces))
+    last_of = {message.user: message for message in sorted(messages, key=lambda message: message.posted_ns)}
+    for message in messages:
+        lane, place = message.user
+        end = message.posted_ns
+        if last_of[message.user] is message:
+            end = max(end, _went_on(traces[lane], place))
+        start = message.posted_ns - (message.sent.end_ns - message.sent.start_ns)
+        yield Span(message.source, Stream.SEND, start, end, message.sent.action, lane)
+        yield Span(lane, Stream.RECEIVE, start, end, message.received.action, message.source)
+
+
+def _messages(flat: FlatProgram, traces: Sequence[RankTrace]) -> Iterator[_Message]:
+    """The messages of the step. Ranks run their lane's list in order, so the n-th record is of its n-th action."""
     users = [_users(trace) for trace in traces]
-    # Of all messages that an action needs the last posted: (when, number).
-    last: dict[tuple[int, int], tuple[int, int]] = {}
-    messages = []
-    for number, (source, destination, send, receive) in enumerate(flat.compiled.messages):
-        sent, place = traces[source].records[send - flat.lane_begin[source]], receive - flat.lane_begin[destination]
-        start, posted = (traces[source].began_ns + time for time in (sent.start_ns, sent.end_ns))
-        user = (destination, users[destination][place])
-        last[user] = max(last.get(user, (posted, number)), (posted, number))
-        messages.append((user, start, posted, sent.action, traces[destination].records[place].action, source))
-    for number, (user, start, posted, send_action, receive_action, source) in enumerate(messages):
-        destination, place = user
-        end = posted
-        if last[user][1] == number:
-            end = max(posted, _went_on(traces[destination], place))
-        yield Span(source, Stream.SEND, start, end, send_action, destination)
-        yield Span(destination, Stream.RECEIVE, start, end, receive_action, source)
+    for source, lane, send, receive in flat.compiled.messages:
+        sent, place = traces[source].records[send - flat.lane_begin[source]], receive - flat.lane_begin[lane]
+        posted = traces[source].began_ns + sent.end_ns
+        yield _Message(source, sent, posted, traces[lane].records[place], (lane, users[lane][place]))
 
 
 def _users(trace: RankTrace) -> list[int]:

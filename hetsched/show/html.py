@@ -1,6 +1,6 @@
 """Timelines as one HTML file that needs nothing else: data, style and script are in it, and it asks no network.
 
-page.html is the frame, page.css its style and page.js what draws the data; the data are flat lists of integers, so that
+page.html is the frame, page.css its style and the scripts draw the data, which are flat lists of integers, so that
 64 lanes of 256 microbatches stay a few megabytes.
 """
 
@@ -36,7 +36,7 @@ from hetsched.sim.critical import critical_path
 from hetsched.sim.messages import message_pairs
 from hetsched.sim.timeline import Span, Stream, Timeline
 
-_PARTS = {part: Path(__file__).with_name(f"page.{part}") for part in ("html", "css", "js")}
+_SCRIPTS = ("page_data.js", "page_paint.js", "page_controls.js", "page_text.js")
 _FUSED = 64
 """Looks of a fused pair are one number: first + _FUSED * (1 + second)."""
 
@@ -69,17 +69,21 @@ def to_html(
         "layers": [_layer(layer, palette) for layer in layers],
         "comparison": None if comparison is None else _comparison(comparison),
     }
-    page = _PARTS["html"].read_text(encoding="utf-8")
+    page = _read("page.html")
     # A "<" in a string could end the script element.
     text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
     for mark, value in (
         ("TITLE", escape(title)),
-        ("STYLE", _PARTS["css"].read_text(encoding="utf-8")),
-        ("SCRIPT", _PARTS["js"].read_text(encoding="utf-8")),
+        ("STYLE", _read("page.css")),
+        ("SCRIPT", "\n".join(map(_read, _SCRIPTS))),
         ("DATA", text),
     ):
         page = page.replace(f"{{{{{mark}}}}}", value)
     return page
+
+
+def _read(name: str) -> str:
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
 
 
 def _layer(layer: Layer, palette: Palette) -> dict[str, Any]:
