@@ -87,11 +87,15 @@ def _drawn(args: argparse.Namespace, title: str, timeline: Timeline, comparison:
 
 
 def _title(args: argparse.Namespace, source: Source) -> str:
-    if isinstance(source, Plan):
-        return f"{source.name}: one step, {source.schedule.pipeline}, encoder {source.schedule.encoder}"
-    if args.file is not None:
+    if isinstance(source, Timeline):
         return str(args.file.name)
-    return f"{args.schedule}, {args.stages} stages, {args.microbatches} microbatches"
+    if isinstance(source, Plan):
+        name = f"{source.name}: {source.schedule.pipeline}, encoder {source.schedule.encoder}"
+    elif args.file is not None:
+        name = str(args.file.name)
+    else:
+        name = f"{args.schedule}, {args.stages} stages, {args.microbatches} microbatches"
+    return f"{name}, simulated and measured" if args.measured else f"{name}, simulated"
 
 
 def _measured(path: Path) -> Timeline:

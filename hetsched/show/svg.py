@@ -33,7 +33,13 @@ from hetsched.sim.critical import critical_path
 from hetsched.sim.timeline import Span, Stream
 
 _WIDTH, _RIGHT, _TOP = 1280, 76, 92
-_CHARACTER = 6.4
+_CHARACTER = 6.2
+_WIDTHS = (
+    dict.fromkeys("il", 2.8)
+    | dict.fromkeys("fItr-", 4)
+    | dict.fromkeys("ABCDEGHKNOPQRSUV", 7.6)
+    | dict.fromkeys("WMm", 10)
+)
 _FONT = "font-family=\"'Helvetica Neue', Helvetica, Arial, 'Liberation Sans', sans-serif\""
 
 
@@ -198,19 +204,24 @@ def _names(spans: Iterable[Span], y: int, frame: _Frame, palette: Palette, label
     if frame.bar < 12:
         return
     for span in spans:
-        width = frame.width * span.duration_ns / frame.end_ns - 4
+        width = frame.width * span.duration_ns / frame.end_ns - 5
         if width < _CHARACTER:
             continue
-        name = next((name for name in labels.of(span.action) if len(name) * _CHARACTER <= width), "")
+        name = next((name for name in labels.of(span.action) if _text_width(name) <= width), "")
         look = palette.looks[palette.number(span.action.parts[-1] if span.action.parts else span.action)]
         if len(name) < 2 or span.action.parts:
             continue
-        x, size = frame.x(span.start_ns) + (width + 3) / 2, len(name) * _CHARACTER + 4
+        x, size = frame.x(span.start_ns) + (width + 4) / 2, _text_width(name) + 3
         if look.hatch is not Hatch.NONE:
             top = y + frame.bar / 2 - 7
             yield f'<rect x="{x - size / 2:.1f}" y="{top:g}" width="{size:.1f}" height="14" rx="2" fill="{look.fill}"/>'
         at = f'x="{x:.1f}" y="{y + frame.bar / 2 + 4:g}" text-anchor="middle"'
         yield f'<text {at} fill="{look.ink}">{escape(name)}</text>'
+
+
+def _text_width(text: str) -> float:
+    """About as wide as Helvetica and its likes draw it."""
+    return sum(_WIDTHS.get(character, _CHARACTER) for character in text)
 
 
 def _wires(spans: Iterable[Span], y: int, frame: _Frame) -> Iterator[str]:
@@ -245,11 +256,11 @@ def _legend(palette: Palette, top: int) -> tuple[list[str], int]:
     named = {look.name: f'<rect {box} fill="{_paint(number, look)}"/>' for number, look in enumerate(palette.looks)}
     named["idle"] = f'<rect {box} fill="{LANE}" stroke="{GRID}"/>'
     named["transfer forward"] = f'<path d="M0 -3h24" stroke="{SENT_FORWARD}" stroke-width="3"/>'
-    named["backward"] = f'<path d="M0 -3h24" stroke="{SENT_BACKWARD}" stroke-width="3"/>'
+    named["transfer backward"] = f'<path d="M0 -3h24" stroke="{SENT_BACKWARD}" stroke-width="3"/>'
     named["critical path"] = f'<path d="M0 -3h24" stroke="{CRITICAL}" stroke-width="2"/>'
     parts, x, y = [], 24, top
     for name, sample in named.items():
-        width = 32 + round(len(name) * _CHARACTER) + 24
+        width = 56 + round(_text_width(name))
         if x + width > _WIDTH:
             x, y = 24, y + 24
         parts.append(f'<g transform="translate({x} {y})">{sample}<text x="32" y="1">{escape(name)}</text></g>')

@@ -71,7 +71,7 @@ def test_names_of_blocks_do_not_overlap() -> None:
     rows: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for text in root_of(colocated_step()).iter(f"{SVG}text"):
         if re.fullmatch(r"v?[FB]\d*", text.text or ""):
-            half = 6.4 * len(text.text or "") / 2
+            half = 6.2 * len(text.text or "") / 2
             x = float(text.get("x") or 0)
             rows[text.get("y") or ""].append((x - half, x + half))
     assert sum(map(len, rows.values())) > 20
