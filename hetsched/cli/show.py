@@ -56,8 +56,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("give either a FILE or --schedule, --stages and --microbatches")
     if args.json and (args.format != FORMATS[0] or args.measured is not None):
         raise UsageError("--json is the timeline alone; leave out --format and --measured")
-    measured = None if args.measured is None else _measured(args.measured)
     source = scheduled_program(args) if args.file is None else load(args.file)
+    measured = None if args.measured is None else _measured(args.measured)
     timeline, unit = _timeline(args, source, measured)
     if args.json:
         write(json.dumps(timeline.to_json()) + "\n", args.out)

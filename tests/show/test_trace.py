@@ -58,10 +58,11 @@ def test_a_lane_is_its_busiest_rank() -> None:
 
 
 def test_a_collective_begins_when_its_last_rank_is_there() -> None:
-    collective = literal([pipeline([0])], 1, "0F0 0REDUCE_GRAD")
-    first = trace(0, ("0F0", 0, 100, 0), ("0REDUCE_GRAD", 100, 170, 70))
-    second = trace(0, ("0F0", 0, 140, 100), ("0REDUCE_GRAD", 140, 170, 30))
-    assert spans(measured_timeline(collective, [first, second]), 0, Stream.COMPUTE)[1] == ("llm:0REDUCE_GRAD", 140, 170)
+    collective = literal([pipeline([0])], 1, "0F0 0B0 0REDUCE_GRAD")
+    first = trace(0, ("0F0", 0, 40, 0), ("0B0", 40, 100, 0), ("0REDUCE_GRAD", 100, 170, 70))
+    second = trace(0, ("0F0", 0, 40, 20), ("0B0", 40, 140, 80), ("0REDUCE_GRAD", 140, 170, 30))
+    last = spans(measured_timeline(collective, [first, second]), 0, Stream.COMPUTE)[-1]
+    assert last == ("llm:0REDUCE_GRAD", 140, 170)
 
 
 def test_of_several_messages_only_the_last_was_waited_for() -> None:
