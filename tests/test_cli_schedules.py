@@ -214,7 +214,8 @@ SOUND_FILES = {
     "lowered.json": json.dumps(program_to_json(lower_transfers(SOUND))),
     "compute_only.csv": "0F0,0F1,0B0,0B1\r\n1F0,1B0,1F1,1B1\r\n",
     "pairs.csv": "0F0,1F0,,(0F1;1B0)OVERLAP_F_B,0B0,1F1,1B1,0B1\n",
-    "compute_comms.csv": "0UNSHARD,0F0,0SEND_F0,0RECV_B0,0B0,0REDUCE_GRAD,0RESHARD\n1RECV_F0,1F0,1B0,1SEND_B0\n",
+    "compute_comms.csv": "0UNSHARD,0F0,0SEND_F0,0RECV_B0,0B0,0REDUCE_GRAD,0RESHARD\n"
+    "1RECV_F0,1F0,1B0,1SEND_B0,1REDUCE_GRAD\n",
     "plan": GOOD,
     "program": json.dumps(program_to_json(SOUND)),
     "schedule": "0F0,0B0\n1F0,1B0\n",

@@ -58,7 +58,7 @@ def _check_sections(plan: Plan) -> None:
         raise PlanError(problem, field="modules", fix=f"have one encoder, named {ENCODER}", source=plan.source)
 
 
-def _train_rank(plan: Plan, stop_after: int | None, metrics: Path, trace: Path | None) -> None:
+def _train_rank(plan: Plan, stop_after: int | None, metrics: Path, trace: Path | None = None) -> None:
     assert plan.training is not None
     trainer = Trainer(plan)
     num_steps = plan.training.steps if stop_after is None else min(stop_after, plan.training.steps)

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from hetsched.plan import parse_plan
+from hetsched.sim.timeline import Timeline
 from hetsched.train.run import _train_rank
-from tests.dist.pool import Pool
+from tests.dist.pool import Pool, RanksFailed
 
 PLAN = parse_plan("""
 name = "lines"
@@ -41,7 +42,9 @@ def test_metrics_have_a_line_for_each_step_and_evaluation(
 ) -> None:
     assert PLAN.training is not None
     plan = replace(PLAN, training=replace(PLAN.training, evaluate_every=evaluate_every))
-    ranks.run(_train_rank, plan, stop_after, tmp_path / "metrics.jsonl", num_ranks=2)
+    ranks.run(_train_rank, plan, stop_after, tmp_path / "metrics.jsonl", tmp_path / "trace.json", num_ranks=2)
+    timeline = Timeline.from_json(json.loads((tmp_path / "trace.json").read_text()))
+    assert len(timeline.program.lanes) == 2 and timeline.makespan_ns > 0
     found = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [f"{'evaluation' if 'heldout_loss' in line else 'step'} {line['step']}" for line in found] == lines
     for line in found:
@@ -50,3 +53,13 @@ def test_metrics_have_a_line_for_each_step_and_evaluation(
             assert 0 <= line["exact_match_pixels"] <= 1 and set(line["exact_match"]) >= {"read", "number", "larger"}
         else:
             assert line["step_s"] > 0 and line["sent_bytes"] > 0 and 0 <= line["bubble"] <= 1
+
+
+def test_too_few_held_out_samples_to_swap_are_refused_before_any_step(ranks: Pool, tmp_path: Path) -> None:
+    assert PLAN.data is not None
+    plan = replace(PLAN, data=replace(PLAN.data, num_heldout=1))
+    with pytest.raises(RanksFailed) as failed:
+        ranks.run(_train_rank, plan, None, tmp_path / "metrics.jsonl", None, num_ranks=2)
+    assert {kind for kind, _ in failed.value.failures.values()} == {"DataError"}
+    assert "sample 0: no other sample has an image to swap; swap more samples at once" in str(failed.value)
+    assert not (tmp_path / "metrics.jsonl").exists()
