@@ -80,7 +80,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["hetsched", "hetsched.*"]),
-    package_data={"hetsched": ["py.typed", "*.pyi"]},
+    package_data={"hetsched": ["py.typed", "*.pyi", "show/page*"]},
     install_requires=["numpy>=2"],
     extras_require={"demo": DEMO, "dev": DEV},
     entry_points={"console_scripts": ["hetsched = hetsched.cli:main"]},

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from hetsched.schedule.action import Kind
 from hetsched.show.label import Labels
+from hetsched.show.ticks import tick_times
 from hetsched.show.unit import Unit, fitting_unit
 from hetsched.sim.bubble import bubble_fraction, bubbles
 from hetsched.sim.live import peak_live_microbatches
@@ -70,22 +71,11 @@ def _paint(names: tuple[str, ...], length: int, *, fill: str) -> str:
 
 def _ruler(makespan: int, width: int, unit: Unit) -> str:
     """Round times above the columns in which they lie."""
-    step = _round_step(makespan * _COLUMNS_PER_TICK / width / unit.ns)
     row = [" "] * (width + 16)
-    tick = 0
-    while (time_ns := round(tick * step * unit.ns)) <= makespan:
+    for time_ns, text in tick_times(makespan, unit=unit, most=width / _COLUMNS_PER_TICK):
         column = time_ns * width // makespan
-        row[column : column + 16] = f"{tick * step:<16g}"
-        tick += 1
+        row[column : column + 16] = f"{text:<16}"
     return "".join(row).rstrip()
-
-
-def _round_step(smallest: float) -> float:
-    """The first of 1, 2, 5, 10, ... times a power of ten that is not smaller."""
-    power = 10.0 ** len(str(int(smallest))) if smallest >= 1 else 1.0
-    while power > smallest:
-        power /= 10
-    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= smallest)
 
 
 def _legend(timeline: Timeline, labels: Labels, unit: Unit) -> str:
