@@ -1,0 +1,212 @@
+#include "core/placement.h"
+
+#include <algorithm>
+#include <set>
+#include <utility>
+
+#include "core/placement_pass.h"
+
+namespace hetsched {
+namespace {
+
+// A fixed sequence of numbers, the same everywhere (splitmix64; Steele et al. 2014).
+class Random {
+ public:
+  std::int32_t below(std::int32_t bound) {
+    std::uint64_t z = (state_ += 0x9e3779b97f4a7c15ULL);
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ULL;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebULL;
+    return static_cast<std::int32_t>((z ^ (z >> 31)) % static_cast<std::uint64_t>(bound));
+  }
+
+ private:
+  std::uint64_t state_ = 0;
+};
+
+class Search {
+ public:
+  Search(const PlacementProblem& problem, std::int32_t budget) : problem_(problem), num_left_(std::max(budget, 1)) {}
+
+  Placement run() {
+    std::vector<Policy> policies = base_policies();
+    for (Policy& policy : policies) bisect(policy);
+    wander();
+    const std::int32_t budget_used = num_evaluations_;
+    return {std::move(best_.actions), std::move(best_.recomputed), best_.makespan, problem_.lower_bound, budget_used};
+  }
+
+ private:
+  bool is_done() const {
+    return num_left_ == 0 || (num_evaluations_ > 0 && best_.makespan <= problem_.lower_bound);
+  }
+
+  std::vector<Policy> base_policies() const {
+    const auto num_microbatches = static_cast<std::size_t>(problem_.num_microbatches());
+    std::vector<Policy> result;
+    std::vector<Recompute> modes{Recompute::Never};
+    if (problem_.work.may_recompute) modes = {Recompute::IfStuck, Recompute::IfFull, Recompute::Always};
+    for (const Recompute mode : modes) {
+      for (const bool forward_first : {false, true}) {
+        for (const bool backward_first : {true, false}) {
+          result.push_back({problem_.lower_bound, forward_first, backward_first, false, mode,
+                            std::vector<std::int32_t>(num_microbatches, -1),
+                            std::vector<std::int8_t>(num_microbatches, 0)});
+        }
+      }
+    }
+    return result;
+  }
+
+  Time evaluate(const Policy& policy) {
+    --num_left_;
+    Candidate candidate = run_pass(problem_, policy);
+    const Time makespan = candidate.makespan;
+    if (num_evaluations_++ == 0 || makespan < best_.makespan) {
+      best_ = std::move(candidate);
+      best_policy_ = policy;
+    }
+    return makespan;
+  }
+
+  // The smallest target that a policy meets.
+  void bisect(Policy& policy) {
+    Time low = problem_.lower_bound, high = kNever;
+    policy.target = low;
+    for (std::int32_t i = 0; i < kBisections && !is_done() && low < high; ++i) {
+      const Time makespan = evaluate(policy);
+      if (makespan <= policy.target) {
+        high = std::min(high, policy.target);
+      } else {
+        low = policy.target + 1;
+        high = std::min(high, makespan);
+      }
+      policy.target = low + (std::min(high, best_.makespan) - low) / 2;
+      if (policy.target < low) return;
+    }
+  }
+
+  // Small changes to the best policy, kept where they do no harm.
+  void wander() {
+    if (problem_.order.empty()) return;
+    Random random;
+    Policy current = best_policy_;
+    Time current_makespan = best_.makespan;
+    while (!is_done()) {
+      Policy changed = current;
+      const std::int32_t num_changes = 1 + random.below(3);
+      for (std::int32_t i = 0; i < num_changes; ++i) change(changed, random);
+      const Time room = best_.makespan - problem_.lower_bound;
+      changed.target = best_.makespan - 1 - room * random.below(8) / 8;
+      changed.target = std::max(changed.target, problem_.lower_bound);
+      const Time makespan = evaluate(changed);
+      if (makespan <= current_makespan) {
+        current = std::move(changed);
+        current_makespan = makespan;
+      }
+    }
+  }
+
+  void change(Policy& policy, Random& random) {
+    const auto num = static_cast<std::int32_t>(problem_.order.size());
+    const std::int32_t m = problem_.order[random.below(num)];
+    const auto& lanes = problem_.work.lanes;
+    switch (random.below(6)) {
+      case 0:
+        policy.is_eager[m] ^= 1;
+        break;
+      case 1:
+        policy.is_eager[m] ^= 2;
+        break;
+      case 2:
+      case 3:
+        policy.only_lane[m] = lanes[random.below(static_cast<std::int32_t>(lanes.size()))];
+        break;
+      case 4:
+        policy.only_lane[m] = -1;
+        break;
+      default:
+        policy.backward_before_forward = !policy.backward_before_forward;
+    }
+  }
+
+  static constexpr std::int32_t kBisections = 8;
+
+  const PlacementProblem& problem_;
+  std::int32_t num_left_;
+  std::int32_t num_evaluations_ = 0;
+  Candidate best_{};
+  Policy best_policy_{};
+};
+
+}  // namespace
+
+Placement place_encoder(const Program& program, const std::vector<Time>& durations, const EncoderWork& work,
+                        std::int32_t budget) {
+  const PlacementProblem problem(program, durations, work);
+  return Search(problem, budget).run();
+}
+
+std::vector<std::int32_t> limit_in_flight(const Program& program, const std::vector<Time>& durations,
+                                          std::int32_t edge, std::int32_t in_flight) {
+  const Precedence graph = find_precedence(program, edge);
+  std::vector<Time> ready(graph.num_actions(), 0), free(graph.num_lanes(), 0);
+  std::vector<std::int32_t> missing = graph.num_needed, gives = graph.num_gives, result;
+  const auto microbatch = [&](std::int32_t action) { return program.parts[program.part_begin[action]].first; };
+  // Microbatches are let in in the order in which the edge's stage takes them.
+  std::vector<std::int32_t> turn(program.num_microbatches, 0), waits_for(program.num_microbatches, -1);
+  std::int32_t num_seen = 0;
+  for (const std::int32_t action : graph.order) {
+    if (graph.gate[action] >= 0 && waits_for[graph.gate[action]] < 0) {
+      waits_for[graph.gate[action]] = graph.gate[action];
+      turn[graph.gate[action]] = num_seen++;
+    }
+  }
+  std::int32_t num_admitted = in_flight;
+  std::vector<std::set<std::int32_t>> pending(graph.num_lanes());  // let in, in the program's order
+  std::vector<std::vector<std::int32_t>> of_turn(program.num_microbatches), done(graph.num_lanes());
+  for (std::int32_t action = 0; action < graph.num_actions(); ++action) {
+    const std::int32_t t = turn[microbatch(action)];
+    if (t < num_admitted) {
+      pending[graph.lane_of[action]].insert(action);
+    } else {
+      of_turn[t].push_back(action);
+    }
+  }
+  Agenda agenda(graph.num_lanes());
+  for (std::int32_t lane = 0; lane < graph.num_lanes(); ++lane) agenda.set(lane, 0);
+  while (agenda.time_of(agenda.first()) != kNever) {
+    const std::int32_t lane = agenda.first();
+    const Time now = agenda.time_of(lane);
+    agenda.set(lane, kNever);
+    if (pending[lane].empty()) continue;
+    const std::int32_t action = *pending[lane].begin();
+    if (missing[action] > 0) continue;
+    if (std::max(free[lane], ready[action]) > now) {
+      agenda.set(lane, std::max(free[lane], ready[action]));
+      continue;
+    }
+    pending[lane].erase(pending[lane].begin());
+    done[lane].push_back(action);
+    free[lane] = now + durations[action];
+    agenda.set(lane, free[lane]);
+    const auto wake = [&](std::int32_t other) {
+      agenda.set(other, std::min(agenda.time_of(other), std::max(free[other], free[lane])));
+    };
+    for (std::int32_t n = graph.next_begin[action]; n < graph.next_begin[action + 1]; ++n) {
+      ready[graph.next[n]] = std::max(ready[graph.next[n]], free[lane]);
+      --missing[graph.next[n]];
+      wake(graph.lane_of[graph.next[n]]);
+    }
+    if (graph.gives[action] < 0 || --gives[graph.gives[action]] > 0) continue;
+    if (num_admitted == program.num_microbatches) continue;
+    for (const std::int32_t other : of_turn[num_admitted]) {
+      pending[graph.lane_of[other]].insert(other);
+      wake(graph.lane_of[other]);
+    }
+    ++num_admitted;
+  }
+  for (const std::vector<std::int32_t>& lane : done) result.insert(result.end(), lane.begin(), lane.end());
+  return result;
+}
+
+}  // namespace hetsched
