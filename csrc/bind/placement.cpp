@@ -9,6 +9,7 @@
 
 #include "bind/bind.h"
 #include "bind/read_program.h"
+#include "core/precedence.h"
 
 namespace hetsched {
 namespace {
@@ -60,6 +61,9 @@ void bind_placement(py::module_& module) {
       .def(py::init(&read_bare), py::arg("lanes"), py::arg("num_microbatches"), py::arg("modules"), py::arg("edges"),
            py::arg("kinds"), py::arg("names"))
       .def("place_encoder", &place, py::arg("durations"), py::arg("work"), py::arg("budget"))
+      .def("order",
+           [](const Bare& bare, std::int32_t edge) { return find_precedence(bare.program, edge).order; },
+           py::arg("edge"))
       .def(
           "limit_in_flight",
           [](const Bare& bare, const Times& durations, std::int32_t edge, std::int32_t in_flight) {

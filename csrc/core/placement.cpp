@@ -1,6 +1,7 @@
 #include "core/placement.h"
 
 #include <algorithm>
+#include <limits>
 #include <set>
 #include <utility>
 
@@ -45,16 +46,33 @@ class Search {
     std::vector<Policy> result;
     std::vector<Recompute> modes{Recompute::Never};
     if (problem_.work.may_recompute) modes = {Recompute::IfStuck, Recompute::IfFull, Recompute::Always};
-    for (const Recompute mode : modes) {
-      for (const bool forward_first : {false, true}) {
-        for (const bool backward_first : {true, false}) {
-          result.push_back({problem_.lower_bound, forward_first, backward_first, false, mode,
+    for (const std::int32_t share : {kAny, 2, 1}) {
+      for (const Recompute mode : modes) {
+        for (const int bits : {2, 0, 3, 1}) {
+          result.push_back({problem_.lower_bound, (bits & 1) != 0, (bits & 2) != 0, false, mode,
                             std::vector<std::int32_t>(num_microbatches, -1),
-                            std::vector<std::int8_t>(num_microbatches, 0)});
+                            std::vector<std::int8_t>(num_microbatches, 0),
+                            std::vector<std::int32_t>(num_microbatches, kAny),
+                            std::vector<Time>(problem_.is_encoder_lane.size(), 0)});
+          spread(result.back(), share);
         }
       }
+      if (problem_.order.size() == problem_.work.forward.size()) break;
     }
     return result;
+  }
+
+  // Shares of at most so many times an even part; what the program waits for first is done by all lanes together.
+  void spread(Policy& policy, std::int32_t num_parts) const {
+    for (const std::int32_t m : problem_.order) {
+      const bool is_first = m == problem_.order.front();
+      policy.most_items[m] = is_first ? even_share(m) : num_parts == kAny ? kAny : num_parts * even_share(m);
+    }
+  }
+
+  std::int32_t even_share(std::int32_t m) const {
+    const auto num_lanes = static_cast<std::int32_t>(problem_.work.lanes.size());
+    return (problem_.num_items(m) + num_lanes - 1) / num_lanes;
   }
 
   Time evaluate(const Policy& policy) {
@@ -110,7 +128,7 @@ class Search {
     const auto num = static_cast<std::int32_t>(problem_.order.size());
     const std::int32_t m = problem_.order[random.below(num)];
     const auto& lanes = problem_.work.lanes;
-    switch (random.below(6)) {
+    switch (random.below(9)) {
       case 0:
         policy.is_eager[m] ^= 1;
         break;
@@ -124,12 +142,21 @@ class Search {
       case 4:
         policy.only_lane[m] = -1;
         break;
+      case 5:
+      case 6:
+        policy.reserve[lanes[random.below(static_cast<std::int32_t>(lanes.size()))]] =
+            (best_.makespan - problem_.lower_bound) * random.below(9) / 4;
+        break;
+      case 7:
+        policy.most_items[m] = random.below(2) == 0 ? kAny : std::max(1, even_share(m) * (1 + random.below(4)) / 2);
+        break;
       default:
         policy.backward_before_forward = !policy.backward_before_forward;
     }
   }
 
   static constexpr std::int32_t kBisections = 8;
+  static constexpr std::int32_t kAny = std::numeric_limits<std::int32_t>::max();
 
   const PlacementProblem& problem_;
   std::int32_t num_left_;

@@ -122,8 +122,11 @@ class Pass {
     if (here.head == here.shares.size()) return false;
     const Share& share = shares_[here.shares[here.head]];
     const bool is_eager = policy_.backward_first != ((policy_.is_eager[share.microbatch] & 2) != 0);
-    if (share.released > now || (is_ready && !is_eager)) return false;
-    if (limit != kNever && std::max(here.free, share.released) + share.backward > limit) return false;
+    if (share.released > now) return false;
+    if (!is_full()) {
+      if (is_ready && !is_eager) return false;
+      if (limit != kNever && std::max(here.free, share.released) + share.backward > limit) return false;
+    }
     do_backward(lane);
     return true;
   }
@@ -134,12 +137,36 @@ class Pass {
     LaneState& here = lanes_[lane];
     here.is_passed_over = true;
     const bool is_eager = policy_.forward_first != ((policy_.is_eager[m] & 1) != 0);
-    if (is_ready && !is_eager) return false;
+    const bool is_late = work_.in_flight > 0 && is_awaited(m);
+    if (is_ready && !is_eager && !is_late) return false;
     if (here.last_microbatch == m || (policy_.only_lane[m] >= 0 && policy_.only_lane[m] != lane)) return false;
-    const Offer offer = fitting(lane, m, limit);
+    const Offer offer = is_late ? rest(lane, m) : fitting(lane, m, limit);
     if (offer.count == 0) return false;
     do_forward(lane, offer);
     return true;
+  }
+
+  // Whether as much state as there may be is held, so that a backward is worth its delay.
+  bool is_full() const {
+    return work_.in_flight > 0 && num_opened_ - static_cast<std::int32_t>(closed_.size()) >= work_.in_flight;
+  }
+
+  // Whether some lane can go on with nothing but the microbatch's rows.
+  bool is_awaited(std::int32_t m) const {
+    for (std::int32_t i = graph_.gate_begin[m]; i < graph_.gate_begin[m + 1]; ++i) {
+      const std::int32_t action = graph_.gate_actions[i];
+      if (lanes_[graph_.lane_of[action]].next == action && missing_[action] == 1) return true;
+    }
+    return false;
+  }
+
+  // All that is left of the microbatch, if its state finds room.
+  Offer rest(std::int32_t lane, std::int32_t m) const {
+    Offer offer;
+    if (!may_open(m, lanes_[lane].free)) return offer;
+    offer.is_recomputed = states_[m].is_recomputed || policy_.recompute == Recompute::Always;
+    for (std::int32_t i = work_.item_begin[m] + next_item_; i < work_.item_begin[m + 1]; ++i) add(offer, i);
+    return offer;
   }
 
   // The items from the next one on that the lane can do by `limit`, so that the rest still meets the target.
@@ -152,10 +179,11 @@ class Pass {
     }
     offer.is_recomputed = offer.is_recomputed || states_[m].is_recomputed || policy_.recompute == Recompute::Always;
     limit = std::min(limit, target_ - problem_.gate_tail[m]);
-    const Time lane_work = here.free + here.backlog + (here.next < here.end ? problem_.left[here.next] : 0);
+    const Time lane_work = policy_.reserve[lane] + here.free + here.backlog + (here.next < here.end ? problem_.left[here.next] : 0);
     const std::int32_t end = work_.item_begin[m + 1];
     Offer grown = offer;
     for (std::int32_t item = work_.item_begin[m] + next_item_; item < end; ++item) {
+      if (grown.count == policy_.most_items[m]) break;
       add(grown, item);
       if (here.free + grown.forward > limit || lane_work + grown.forward + grown.backward > target_ ||
           grown.backward > problem_.give_tail[m]) {

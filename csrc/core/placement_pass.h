@@ -20,6 +20,8 @@ struct Policy {
   Recompute recompute;
   std::vector<std::int32_t> only_lane;    // [num_microbatches], the lane that may take it, or -1
   std::vector<std::int8_t> is_eager;      // [num_microbatches], bit 0: flips forward_first, bit 1: backward_first
+  std::vector<std::int32_t> most_items;   // [num_microbatches], of one share
+  std::vector<Time> reserve;              // [num_lanes], what a lane cannot use of the target
 };
 
 // What all candidates have in common.
