@@ -9,6 +9,7 @@
 
 #include "bind/bind.h"
 #include "bind/read_program.h"
+#include "core/admission.h"
 #include "core/precedence.h"
 
 namespace hetsched {
@@ -66,10 +67,11 @@ void bind_placement(py::module_& module) {
            py::arg("edge"))
       .def(
           "limit_in_flight",
-          [](const Bare& bare, const Times& durations, std::int32_t edge, std::int32_t in_flight) {
-            return limit_in_flight(bare.program, to_vector(durations), edge, in_flight);
+          [](const Bare& bare, const Times& durations, std::int32_t edge, std::int32_t in_flight,
+             Time latency) {
+            return limit_in_flight(bare.program, to_vector(durations), edge, in_flight, latency);
           },
-          py::arg("durations"), py::arg("edge"), py::arg("in_flight"));
+          py::arg("durations"), py::arg("edge"), py::arg("in_flight"), py::arg("latency"));
 }
 
 }  // namespace hetsched

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <limits>
-#include <set>
 #include <utility>
 
 #include "core/placement_pass.h"
@@ -171,69 +170,6 @@ Placement place_encoder(const Program& program, const std::vector<Time>& duratio
                         std::int32_t budget) {
   const PlacementProblem problem(program, durations, work);
   return Search(problem, budget).run();
-}
-
-std::vector<std::int32_t> limit_in_flight(const Program& program, const std::vector<Time>& durations,
-                                          std::int32_t edge, std::int32_t in_flight) {
-  const Precedence graph = find_precedence(program, edge);
-  std::vector<Time> ready(graph.num_actions(), 0), free(graph.num_lanes(), 0);
-  std::vector<std::int32_t> missing = graph.num_needed, gives = graph.num_gives, result;
-  const auto microbatch = [&](std::int32_t action) { return program.parts[program.part_begin[action]].first; };
-  // Microbatches are let in in the order in which the edge's stage takes them.
-  std::vector<std::int32_t> turn(program.num_microbatches, 0), waits_for(program.num_microbatches, -1);
-  std::int32_t num_seen = 0;
-  for (const std::int32_t action : graph.order) {
-    if (graph.gate[action] >= 0 && waits_for[graph.gate[action]] < 0) {
-      waits_for[graph.gate[action]] = graph.gate[action];
-      turn[graph.gate[action]] = num_seen++;
-    }
-  }
-  std::int32_t num_admitted = in_flight;
-  std::vector<std::set<std::int32_t>> pending(graph.num_lanes());  // let in, in the program's order
-  std::vector<std::vector<std::int32_t>> of_turn(program.num_microbatches), done(graph.num_lanes());
-  for (std::int32_t action = 0; action < graph.num_actions(); ++action) {
-    const std::int32_t t = turn[microbatch(action)];
-    if (t < num_admitted) {
-      pending[graph.lane_of[action]].insert(action);
-    } else {
-      of_turn[t].push_back(action);
-    }
-  }
-  Agenda agenda(graph.num_lanes());
-  for (std::int32_t lane = 0; lane < graph.num_lanes(); ++lane) agenda.set(lane, 0);
-  while (agenda.time_of(agenda.first()) != kNever) {
-    const std::int32_t lane = agenda.first();
-    const Time now = agenda.time_of(lane);
-    agenda.set(lane, kNever);
-    if (pending[lane].empty()) continue;
-    const std::int32_t action = *pending[lane].begin();
-    if (missing[action] > 0) continue;
-    if (std::max(free[lane], ready[action]) > now) {
-      agenda.set(lane, std::max(free[lane], ready[action]));
-      continue;
-    }
-    pending[lane].erase(pending[lane].begin());
-    done[lane].push_back(action);
-    free[lane] = now + durations[action];
-    agenda.set(lane, free[lane]);
-    const auto wake = [&](std::int32_t other) {
-      agenda.set(other, std::min(agenda.time_of(other), std::max(free[other], free[lane])));
-    };
-    for (std::int32_t n = graph.next_begin[action]; n < graph.next_begin[action + 1]; ++n) {
-      ready[graph.next[n]] = std::max(ready[graph.next[n]], free[lane]);
-      --missing[graph.next[n]];
-      wake(graph.lane_of[graph.next[n]]);
-    }
-    if (graph.gives[action] < 0 || --gives[graph.gives[action]] > 0) continue;
-    if (num_admitted == program.num_microbatches) continue;
-    for (const std::int32_t other : of_turn[num_admitted]) {
-      pending[graph.lane_of[other]].insert(other);
-      wake(graph.lane_of[other]);
-    }
-    ++num_admitted;
-  }
-  for (const std::vector<std::int32_t>& lane : done) result.insert(result.end(), lane.begin(), lane.end());
-  return result;
 }
 
 }  // namespace hetsched

@@ -45,11 +45,4 @@ struct Placement {
 Placement place_encoder(const Program& program, const std::vector<Time>& durations, const EncoderWork& work,
                         std::int32_t budget);
 
-// For each lane the order of its actions in which at most `in_flight` microbatches are between their forward and their
-// input gradient at the stage that the edge enters: a microbatch's actions wait, all of them, until it is let in, and
-// among those let in each lane keeps the order of the program. It cannot wait in a circle where the program does not:
-// the first of the actions left, in any order the program can be run in, can always go.
-std::vector<std::int32_t> limit_in_flight(const Program& program, const std::vector<Time>& durations,
-                                          std::int32_t edge, std::int32_t in_flight);
-
 }  // namespace hetsched

@@ -102,8 +102,7 @@ def _fill(
     options: PlacementOptions,
 ) -> Placement:
     lanes: list[Timed] = [
-        list(zip(actions, durations, strict=True))
-        for actions, durations in zip(sink_lanes, loads.durations_ns, strict=True)
+        [(action, loads.duration_ns(action, lane)) for action in actions] for lane, actions in enumerate(sink_lanes)
     ]
     shares: dict[tuple[str, int], tuple[PlacedShare, ...]] = {}
     durations: dict[Pattern, int] = {}

@@ -1,7 +1,7 @@
 """``fill``: encoder forwards and backwards go into the LLM's bubbles; the search is csrc/core/placement.h.
 
 The LLM keeps its order, unless the state that may be in flight is short: then microbatches are let into its pipeline
-later (csrc/core/placement.h, limit_in_flight), by as many limits as are worth a try, and the best program is kept. The
+later (csrc/core/admission.h), by as many limits as are worth a try, and the best program is kept. The
 i-th microbatch of the program is whatever microbatch the caller makes the i-th: ``light_ends`` says which.
 
 Source: Optimus (arXiv 2408.03505), whose bubbles are filled one lane at a time, and forwards as late as needed.
@@ -65,9 +65,9 @@ def fill(
     require_single_lanes(encoder, policy="fill")
     if options.in_flight is not None and options.in_flight < 1:
         raise ScheduleError(f"in_flight={options.in_flight}: an encoder's forward needs state of one microbatch")
-    items = loads.items[edge.producer]
-    limit = options.in_flight if encoder.has_backward else None
-    variants = _variants(topology, edge, lanes, len(items), limit=limit, may_recompute=options.recompute)
+    variants = [list(map(list, lanes))]
+    if options.in_flight is not None and encoder.has_backward:
+        variants = _variants(topology, edge, lanes, loads, options)
     budget = options.budget or default_budget(sum(map(len, lanes)))
     best: Filled | None = None
     num_evaluations = 0
@@ -98,29 +98,25 @@ def light_ends(costs: Sequence[int], *, depth: int) -> tuple[int, ...]:
 
 
 def _variants(
-    topology: Topology,
-    edge: Edge,
-    lanes: Sequence[Timed],
-    num_microbatches: int,
-    *,
-    limit: int | None,
-    may_recompute: bool,
+    topology: Topology, edge: Edge, lanes: Sequence[Timed], loads: EncoderLoads, options: PlacementOptions
 ) -> list[list[Timed]]:
     """The LLM's orders that are worth a try: its own, and those with fewer microbatches in its pipeline."""
-    given = [list(lane) for lane in lanes]
-    if limit is None:
-        return [given]
-    depth = _depth(edge, given[topology.module(edge.consumer).lanes(edge.stage)[0]])
-    variants = [given] if limit >= depth or may_recompute else []
-    if limit < 2 * depth:
-        single = [_without_pairs(lane) for lane in given]
-        limits = {min(limit, depth), min(limit, depth - 1), 7 * limit // 8, 3 * limit // 4}
-        bare, durations = _bare(topology, single, num_microbatches)
-        every = [pair for lane in single for pair in lane]
-        for most in sorted((n for n in limits if n >= 1), reverse=True):
-            order = bare.limit_in_flight(durations, topology.edges.index(edge), most)
-            ends = list(accumulate(map(len, single), initial=0))
-            variants.append([[every[i] for i in order[a:b]] for a, b in pairwise(ends)])
+    assert options.in_flight is not None
+    limit, items = options.in_flight, loads.items[edge.producer]
+    depth = _depth(edge, lanes[topology.module(edge.consumer).lanes(edge.stage)[0]])
+    variants = [list(map(list, lanes))] if limit >= depth or options.recompute else []
+    if limit >= 2 * depth:
+        return variants
+    single = [_without_pairs(lane, number, loads) for number, lane in enumerate(lanes)]
+    every = [pair for lane in single for pair in lane]
+    ends = list(accumulate(map(len, single), initial=0))
+    bare, durations = _bare(topology, single, len(items))
+    # Between a microbatch's gradient and the next one's rows comes, at least, one's backward and the other's forward.
+    latency = sum(item.forward_ns + item.backward_ns for of_microbatch in items for item in of_microbatch) // len(items)
+    limits = {min(limit, depth), min(limit, depth - 1), 7 * limit // 8, 3 * limit // 4}
+    for most in sorted((n for n in limits if n >= 1), reverse=True):
+        order = bare.limit_in_flight(durations, topology.edges.index(edge), most, latency)
+        variants.append([[every[i] for i in order[a:b]] for a, b in pairwise(ends)])
     return variants
 
 
@@ -135,15 +131,12 @@ def _depth(edge: Edge, lane: Timed) -> int:
     return depth
 
 
-def _without_pairs(lane: Timed) -> Timed:
+def _without_pairs(lane: Timed, number: int, loads: EncoderLoads) -> Timed:
     """Fused pairs as two actions: one of them may have to wait for the other's end."""
     result: Timed = []
     for action, duration in lane:
-        if action.parts:
-            forward, backward = action.parts
-            result += [(forward, duration // 3), (backward, duration - duration // 3)]
-        else:
-            result.append((action, duration))
+        parts = action.parts
+        result += [(part, loads.duration_ns(part, number)) for part in parts] if parts else [(action, duration)]
     return result
 
 

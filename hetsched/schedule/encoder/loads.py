@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from hetsched.schedule.action import Kind
+from hetsched.schedule.action import Action, Kind
 from hetsched.schedule.program import Program
 from hetsched.schedule.table import Pattern
 
@@ -23,11 +23,11 @@ class EncoderLoads:
     """What the actions of a step cost.
 
     Args:
-        durations_ns: of each lane's actions of the module that computes the loss, in their order.
+        duration_ns: of an action, or a part of one, of the module that computes the loss on a lane.
         items: for each encoder the items of each microbatch; one without items is not encoded.
     """
 
-    durations_ns: Sequence[Sequence[int]]
+    duration_ns: Callable[[Action, int], int]
     items: Mapping[str, Sequence[Sequence[ItemCost]]]
 
 
