@@ -40,6 +40,36 @@ def compile_program(
     kinds: tuple[Kind, ...],
     names: dict[str, int],
 ) -> CompiledProgram | FaultTuple: ...
+
+PlacedTuple: TypeAlias = tuple[int, int, bool, int, int, int]
+
+class EncoderWork:
+    def __init__(
+        self,
+        edge: int,
+        lanes: Sequence[int],
+        item_begin: Sequence[int],
+        costs: tuple[Sequence[int], Sequence[int]],
+        has_backward: bool,
+        state: tuple[int, bool],
+    ) -> None: ...
+
+class BareProgram:
+    def __init__(
+        self,
+        lanes: tuple[tuple[Action, ...], ...],
+        num_microbatches: int,
+        modules: Sequence[tuple[Sequence[Sequence[Sequence[int]]], bool, bool]],
+        edges: Sequence[tuple[int, int, int]],
+        kinds: tuple[Kind, ...],
+        names: dict[str, int],
+    ) -> None: ...
+    def place_encoder(
+        self, durations: Int64s, work: EncoderWork, budget: int
+    ) -> tuple[list[PlacedTuple], list[int], int, int, int]: ...
+    def order(self, edge: int) -> list[int]: ...
+    def limit_in_flight(self, durations: Int64s, edge: int, in_flight: int, latency: int) -> list[int]: ...
+
 def forward_route(uses: IntArray, producers: IntArray, consumers: IntArray, host_of: IntArray) -> IntArray: ...
 def backward_route(
     uses: IntArray, producers: IntArray, consumers: IntArray, host_of: IntArray, partial: bool

@@ -5,5 +5,6 @@ PYBIND11_MODULE(_core, module) {
   hetsched::bind_assign(module);
   hetsched::bind_engine(module);
   hetsched::bind_packing(module);
+  hetsched::bind_placement(module);
   hetsched::bind_routes(module);
 }

@@ -13,11 +13,10 @@
 // of evaluation.
 #pragma once
 
+#include "core/agenda.h"
 #include "core/wiring.h"
 
 namespace hetsched {
-
-using Time = std::int64_t;  // nanoseconds
 
 struct Costs {
   std::vector<Time> durations;       // [num_actions]; those of transfers are not read

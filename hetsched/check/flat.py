@@ -8,14 +8,8 @@ from itertools import accumulate
 from hetsched import _core
 from hetsched.errors import ScheduleError
 from hetsched.layout.placement import Topology
-from hetsched.schedule.action import Action, Kind
+from hetsched.schedule.action import KINDS, Action
 from hetsched.schedule.program import Program
-
-# In the order of csrc/core/program.h.
-KINDS = (
-    *(Kind.F, Kind.B, Kind.I, Kind.W, Kind.SEND_F, Kind.RECV_F, Kind.SEND_B, Kind.RECV_B),
-    *(Kind.UNSHARD, Kind.RESHARD, Kind.REDUCE_GRAD),
-)
 
 
 @dataclass(frozen=True, slots=True)

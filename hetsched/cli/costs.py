@@ -18,6 +18,9 @@ from hetsched.show.unit import MILLISECOND, NANOSECOND, Unit
 from hetsched.sim.costs import Costs, load_costs
 
 DEFAULT_COST = "F=1,I=1,W=1"
+ENCODER = "vision"
+"""The module whose costs EF and EB state."""
+_OF_ENCODER = re.compile(r"E([FB]\d*)")
 _NUMBER = re.compile(r"(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,2})?", re.ASCII)
 # A unit of the user's is drawn as a millisecond by whoever reads the timeline later.
 _NS_PER_UNIT = MILLISECOND.ns
@@ -39,7 +42,7 @@ def add_cost_arguments(parser: argparse.ArgumentParser) -> None:
         "--cost",
         metavar="F=1,B=2",
         help="costs of one stage: F, B or I and W, and OVERLAP_F_B if it is less than F + B; "
-        "of one stage or microbatch: llm:2F=3, F7=3",
+        "of one stage or microbatch: llm:2F=3, F7=3; EF and EB for a microbatch's encoder work",
     )
     group.add_argument("--cost-file", type=Path, metavar="FILE", help="costs in ns, with links and memory (JSON)")
 
@@ -100,7 +103,7 @@ def require_costs(program: Program, given: GivenCosts) -> None:
 
 def _parse_pattern(name: str) -> Pattern:
     try:
-        pattern = parse_pattern(name)
+        pattern = parse_pattern(_OF_ENCODER.sub(rf"{ENCODER}:\1", name) if _OF_ENCODER.fullmatch(name) else name)
     except (ScheduleError, ValueError) as error:
         raise UsageError(f"--cost: {error}") from error
     if pattern.kind.is_transfer:

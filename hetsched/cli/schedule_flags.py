@@ -8,7 +8,7 @@ from hetsched.cli.usage import UsageError, positive
 from hetsched.layout.placement import ModuleOnLanes, Topology
 from hetsched.lower.transfers import lower_transfers
 from hetsched.schedule.program import Program
-from hetsched.schedule.registry import PIPELINES, training_program
+from hetsched.schedule.registry import PIPELINES, sink_lanes
 
 MODULE = "llm"
 _DEFAULT_NUM_VIRTUAL = 2
@@ -44,21 +44,27 @@ def scheduled_program(args: argparse.Namespace) -> Program:
     Raises:
         UsageError: a flag is missing, or the stages do not fit the schedule.
     """
+    topology = schedule_topology(args)
+    lanes = sink_lanes(topology, sink=MODULE, pipeline=args.schedule, num_microbatches=args.microbatches)
+    return lower_transfers(Program(topology, args.microbatches, tuple(map(tuple, lanes))))
+
+
+def schedule_topology(args: argparse.Namespace) -> Topology:
+    """The one module of the schedule that the flags name, on its lanes.
+
+    Raises:
+        UsageError: a flag is missing, or the stages do not fit the schedule.
+    """
     for flag in ("schedule", "stages", "microbatches"):
         if getattr(args, flag) is None:
             raise UsageError(f"--{flag} is missing; a schedule takes --schedule, --stages and --microbatches")
-    pipeline = PIPELINES[args.schedule]
     num_virtual = _num_virtual(args)
     num_lanes, rest = divmod(args.stages, num_virtual)
     if rest:
         raise UsageError(f"--stages {args.stages} on lanes with {num_virtual} each; give a multiple of {num_virtual}")
-    lanes = (pipeline.order.pipeline_rank(stage, pp=num_lanes) for stage in range(args.stages))
-    topology = Topology(num_lanes, (ModuleOnLanes(MODULE, tuple(((lane,),) for lane in lanes)),))
-    return lower_transfers(
-        training_program(
-            topology, sink=MODULE, pipeline=args.schedule, encoder="stage0", num_microbatches=args.microbatches
-        )
-    )
+    order = PIPELINES[args.schedule].order
+    lanes = (order.pipeline_rank(stage, pp=num_lanes) for stage in range(args.stages))
+    return Topology(num_lanes, (ModuleOnLanes(MODULE, tuple(((lane,),) for lane in lanes)),))
 
 
 def _num_virtual(args: argparse.Namespace) -> int:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hetsched.cli.costs import add_cost_arguments, read_costs, require_costs
+from hetsched.cli.costs import ENCODER, add_cost_arguments, read_costs, require_costs
+from hetsched.cli.encoder_flags import add_encoder_arguments, encoded_program, require_no_encoder_flags
 from hetsched.cli.output import print_json, write
-from hetsched.cli.schedule_flags import add_schedule_arguments, scheduled_program
+from hetsched.cli.schedule_flags import MODULE, add_schedule_arguments, scheduled_program
 from hetsched.schedule.serialize import program_to_json
 from hetsched.show.unit import Unit
 from hetsched.sim.bubble import bubble_fraction, total_bubble
+from hetsched.sim.encoder import encoder_in_flight
 from hetsched.sim.live import peak_live_microbatches
 from hetsched.sim.simulate import simulate
 from hetsched.sim.timeline import Timeline
@@ -20,6 +23,7 @@ from hetsched.sim.timeline import Timeline
 HELP = "time a schedule: makespan, bubble by cause, live microbatches"
 EXAMPLES = (
     "hetsched simulate --schedule 1f1b --stages 4 --microbatches 8 --cost F=1,B=2",
+    "hetsched simulate --schedule 1f1b --stages 4 --microbatches 8 --cost F=1,B=2,EF=0.5,EB=1 --encoder fill",
     "hetsched simulate --schedule zb-v --stages 8 --microbatches 16 --cost F=1,I=1,W=1 --json",
 )
 
@@ -28,19 +32,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
     add_schedule_arguments(parser, required=True)
     add_cost_arguments(parser)
+    add_encoder_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.add_argument("-o", "--out", type=Path, metavar="PROGRAM", help="write the program that was timed (JSON)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Simulate and print the figures, in the unit of the given costs."""
-    program = scheduled_program(args)
-    given = read_costs(args)
+    program, given = scheduled_program(args), read_costs(args)
     require_costs(program, given)
     timeline = simulate(program, given.costs)
+    encoder = {}
+    if args.encoder is None:
+        require_no_encoder_flags(args)
+    else:
+        alone, encoded = timeline.makespan_ns, encoded_program(args, given.costs)
+        program = encoded.program
+        require_costs(program, replace(given, costs=encoded.costs))
+        timeline = simulate(program, encoded.costs)
+        recomputed = encoded.placement.recomputed.get(ENCODER, frozenset())
+        encoder = {
+            "encoder": args.encoder,
+            "encoder_in_flight": encoder_in_flight(timeline, ENCODER, recomputed=recomputed),
+            "encoder_exposed": given.unit.of(timeline.makespan_ns - alone),
+        }
     if args.out is not None:
         write(json.dumps(program_to_json(program)) + "\n", args.out)
-    figures = _figures(timeline, given.unit)
+    figures = _figures(timeline, given.unit) | encoder
     if args.json:
         print_json({"schedule": args.schedule} | figures)
     else:
@@ -51,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
 def _figures(timeline: Timeline, unit: Unit) -> dict[str, Any]:
     program, bubble = timeline.program, total_bubble(timeline)
     assert timeline.lower_bound_ns is not None
-    (module,) = program.topology.modules
+    module = program.topology.module(MODULE)
     return {
         "stages": module.num_stages,
         "lanes": len(program.lanes),
@@ -73,11 +91,17 @@ def _text(schedule: str, figures: dict[str, Any]) -> str:
     bubble = figures["bubble"]
     causes = ", ".join(f"{name} {bubble[name]:g}" for name in bubble if name not in ("total", "fraction"))
     live = " ".join(map(str, figures["peak_live_microbatches"]))
+    encoder = ""
+    if "encoder" in figures:
+        encoder = (
+            f"\nencoder      {figures['encoder']}: {figures['encoder_exposed']:g} exposed, "
+            f"{figures['encoder_in_flight']} microbatches in flight at most"
+        )
     return (
         f"{schedule}: {figures['stages']} stages on {figures['lanes']} lanes, "
         f"{figures['microbatches']} microbatches, simulated\n"
         f"makespan     {figures['makespan']:g}\n"
         f"lower bound  {figures['lower_bound']:g}, gap {figures['gap']:.1%}\n"
         f"bubble       {bubble['total']:g}, {bubble['fraction']:.1%} of lane time: {causes}\n"
-        f"live         {live} stages at most, by lane"
+        f"live         {live} stages at most, by lane{encoder}"
     )

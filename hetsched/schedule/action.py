@@ -51,6 +51,12 @@ class Kind(StrEnum):
         return self in _COLLECTIVE
 
 
+# In the order of csrc/core/program.h.
+KINDS = (
+    *(Kind.F, Kind.B, Kind.I, Kind.W, Kind.SEND_F, Kind.RECV_F, Kind.SEND_B, Kind.RECV_B),
+    *(Kind.UNSHARD, Kind.RESHARD, Kind.REDUCE_GRAD),
+)
+
 _COMPUTE = frozenset({Kind.F, Kind.B, Kind.I, Kind.W, Kind.OVERLAP_F_B})
 _TRANSFER = frozenset({Kind.SEND_F, Kind.RECV_F, Kind.SEND_B, Kind.RECV_B})
 _COLLECTIVE = frozenset({Kind.UNSHARD, Kind.RESHARD, Kind.REDUCE_GRAD})

@@ -56,6 +56,20 @@ PIPELINES: Mapping[str, Pipeline] = MappingProxyType(
 )
 
 
+def sink_lanes(topology: Topology, *, sink: str, pipeline: str, num_microbatches: int) -> list[list[Action]]:
+    """For each lane the actions of the module that computes the loss; see ``training_program``."""
+    module = topology.module(sink)
+    num_lanes = len(set(module.stages))
+    rows = PIPELINES[pipeline].rows(
+        num_lanes, num_microbatches, module=sink, num_virtual=module.num_stages // num_lanes
+    )
+    lanes: list[list[Action]] = [[] for _ in range(topology.num_lanes)]
+    for pipeline_rank, row in enumerate(rows):
+        for lane in module.lanes(pipeline_rank):
+            lanes[lane] += row
+    return lanes
+
+
 def training_program(topology: Topology, *, sink: str, pipeline: str, encoder: str, num_microbatches: int) -> Program:
     """One training step, before lowering.
 
@@ -66,16 +80,8 @@ def training_program(topology: Topology, *, sink: str, pipeline: str, encoder: s
         encoder: a name in ``hetsched.schedule.encoder.POLICIES``.
         num_microbatches: microbatches of the step.
     """
-    module = topology.module(sink)
-    num_lanes = len(set(module.stages))
-    rows = PIPELINES[pipeline].rows(
-        num_lanes, num_microbatches, module=sink, num_virtual=module.num_stages // num_lanes
-    )
-    lanes: list[list[Action]] = [[] for _ in range(topology.num_lanes)]
-    for pipeline_rank, row in enumerate(rows):
-        for lane in module.lanes(pipeline_rank):
-            lanes[lane] += row
-    return place_encoders(topology, lanes, num_microbatches=num_microbatches, policy=encoder)
+    lanes = sink_lanes(topology, sink=sink, pipeline=pipeline, num_microbatches=num_microbatches)
+    return place_encoders(topology, lanes, num_microbatches=num_microbatches, policy=encoder).program
 
 
 def evaluation_program(topology: Topology, *, sink: str, pipeline: str, encoder: str, num_microbatches: int) -> Program:

@@ -1,0 +1,143 @@
+"""The flags that put an encoder on the lanes of a schedule."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+from hetsched.cli.costs import ENCODER
+from hetsched.cli.schedule_flags import MODULE, schedule_topology
+from hetsched.cli.usage import UsageError, positive
+from hetsched.errors import ScheduleError
+from hetsched.layout.placement import Edge, ModuleOnLanes, Topology
+from hetsched.lower.transfers import lower_transfers
+from hetsched.schedule.action import Action, Kind
+from hetsched.schedule.encoder import POLICIES, EncoderLoads, ItemCost, Placement, PlacementOptions, place_encoders
+from hetsched.schedule.program import Program
+from hetsched.schedule.registry import sink_lanes
+from hetsched.schedule.table import ActionTable
+from hetsched.sim.costs import Costs
+
+_DEFAULT_WINDOW = 4
+_DEFAULT_ITEMS = 16
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A schedule with an encoder.
+
+    Args:
+        program: lowered.
+        costs: the given ones, and those of each share of the encoder's work.
+        placement: what was decided.
+    """
+
+    program: Program
+    costs: Costs
+    placement: Placement
+
+
+def add_encoder_arguments(parser: argparse.ArgumentParser) -> None:
+    """``--encoder`` and how it goes about it."""
+    group = parser.add_argument_group("encoder", "its work is on every lane; costs EF and EB are a microbatch's, whole")
+    group.add_argument("--encoder", choices=POLICIES, help="where the encoder's actions go; none by default")
+    group.add_argument("--window", type=positive, metavar="W", help="microbatches of one encoder action (window; 4)")
+    group.add_argument(
+        "--in-flight", type=positive, metavar="K", help="most microbatches of encoder state at once (fill)"
+    )
+    group.add_argument(
+        "--recompute", action="store_true", help="state may be dropped; the backward then pays the forward again (fill)"
+    )
+    group.add_argument("--split-items", action="store_true", help="a microbatch's items may go to several lanes")
+    group.add_argument(
+        "--items", type=positive, metavar="N", help="equal items of a microbatch (with --split-items; 16)"
+    )
+    group.add_argument(
+        "--budget", type=positive, metavar="EVALUATIONS", help="candidate programs to time (fill); by size if left out"
+    )
+
+
+def encoded_program(args: argparse.Namespace, costs: Costs) -> Encoded:
+    """The schedule that the flags name, with its encoder.
+
+    Raises:
+        UsageError: a flag that the policy does not have, or a cost is missing.
+    """
+    _check_flags(args)
+    llm = schedule_topology(args)
+    (module,) = llm.modules
+    replicas = (tuple((lane,) for lane in range(llm.num_lanes)),)
+    topology = Topology(
+        llm.num_lanes, (module, ModuleOnLanes(ENCODER, replicas, takes_items=True)), (Edge(ENCODER, MODULE),)
+    )
+    lanes = sink_lanes(topology, sink=MODULE, pipeline=args.schedule, num_microbatches=args.microbatches)
+    try:
+        loads = EncoderLoads(_durations(costs), {ENCODER: [_items(args, costs, m) for m in range(args.microbatches)]})
+    except ScheduleError as error:
+        raise UsageError(f"--cost: {error}") from error
+    placement = place_encoders(
+        topology,
+        lanes,
+        num_microbatches=args.microbatches,
+        policy=args.encoder,
+        loads=loads,
+        options=PlacementOptions(
+            window=args.window or _DEFAULT_WINDOW,
+            in_flight=args.in_flight,
+            recompute=args.recompute,
+            split_items=args.split_items,
+            budget=args.budget,
+        ),
+    )
+    table = ActionTable({**costs.durations_ns.values, **placement.durations_ns})
+    return Encoded(lower_transfers(placement.program), replace(costs, durations_ns=table), placement)
+
+
+def _durations(costs: Costs) -> Callable[[Action, int], int]:
+    """The costs of single actions, each looked up once for the microbatches that it is equal for."""
+    if not costs.durations_ns.is_by_stage:
+        return lambda action, lane: costs.duration_ns(action, lane=lane)
+    known: dict[Hashable, int] = {}
+
+    def find(action: Action, lane: int) -> int:
+        key = (action.kind, action.module, action.stage, tuple((part.module, part.stage) for part in action.parts))
+        if key not in known:
+            known[key] = costs.duration_ns(action, lane=lane)
+        return known[key]
+
+    return find
+
+
+def _check_flags(args: argparse.Namespace) -> None:
+    for flag, policy in (("window", "window"), ("in_flight", "fill"), ("recompute", "fill"), ("budget", "fill")):
+        if getattr(args, flag) and args.encoder != policy:
+            raise UsageError(f"--{flag.replace('_', '-')} is of --encoder {policy}")
+    if args.items is not None and not args.split_items:
+        raise UsageError("--items is of --split-items")
+    if args.split_items and args.encoder is None:
+        raise UsageError("--split-items is of --encoder")
+
+
+def _items(args: argparse.Namespace, costs: Costs, microbatch: int) -> list[ItemCost]:
+    num_items = (args.items or _DEFAULT_ITEMS) if args.split_items else 1
+    forward, backward = (_encoder_cost(costs, kind, microbatch) for kind in (Kind.F, Kind.B))
+    if forward == backward == 0:
+        return []
+    ends = [(i * forward // num_items, i * backward // num_items) for i in range(num_items + 1)]
+    return [ItemCost(b[0] - a[0], b[1] - a[1]) for a, b in pairwise(ends)]
+
+
+def _encoder_cost(costs: Costs, kind: Kind, microbatch: int) -> int:
+    if not any(pattern.module == ENCODER and pattern.kind is kind for pattern in costs.durations_ns.values):
+        raise UsageError(f"--encoder: what does it cost? Give E{kind}, e.g. --cost F=1,B=2,EF=0.5,EB=1")
+    found = costs.durations_ns.find(kind, ENCODER, 0, microbatch=microbatch, lane=0)
+    if found is None:
+        raise UsageError(f"--cost: E{kind} has no cost for microbatch {microbatch}; state E{kind}")
+    return found
+
+
+def require_no_encoder_flags(args: argparse.Namespace) -> None:
+    """Refuses flags of an encoder where there is none."""
+    _check_flags(args)

@@ -1,0 +1,204 @@
+"""``fill``: encoder forwards and backwards go into the LLM's bubbles; the search is csrc/core/placement.h.
+
+The LLM keeps its order, unless the state that may be in flight is short: then microbatches are let into its pipeline
+later (csrc/core/admission.h), by as many limits as are worth a try, and the best program is kept. The
+i-th microbatch of the program is whatever microbatch the caller makes the i-th: ``light_ends`` says which.
+
+Source: Optimus (arXiv 2408.03505), whose bubbles are filled one lane at a time, and forwards as late as needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hetsched import _core
+from hetsched.errors import ScheduleError
+from hetsched.layout.placement import Edge, Topology
+from hetsched.schedule.action import KINDS, Action, Kind, act
+from hetsched.schedule.encoder.lanes import require_single_lanes
+from hetsched.schedule.encoder.loads import (
+    EncoderLoads,
+    ItemCost,
+    PlacedShare,
+    PlacementOptions,
+    default_budget,
+    share_durations,
+)
+from hetsched.schedule.table import Pattern
+
+Timed = list[tuple[Action, int]]
+"""A lane's actions and their durations."""
+
+
+@dataclass(frozen=True)
+class Filled:
+    """The lanes with one encoder's actions; see ``Placement`` for the rest."""
+
+    lanes: list[Timed]
+    shares: dict[int, tuple[PlacedShare, ...]]
+    durations_ns: dict[Pattern, int]
+    recomputed: frozenset[int]
+    makespan_ns: int
+    num_evaluations: int
+
+
+def fill(
+    topology: Topology, edge: Edge, lanes: Sequence[Timed], loads: EncoderLoads, options: PlacementOptions
+) -> Filled:
+    """The lanes with the encoder's actions in their bubbles.
+
+    Args:
+        topology: the module graph on lanes.
+        edge: from the encoder.
+        lanes: for each lane the actions of the LLM, and of encoders placed before, with their durations.
+        loads, options: see their types.
+
+    Raises:
+        ScheduleError: the encoder has several stages, or a replica of several lanes.
+    """
+    encoder = topology.module(edge.producer)
+    require_single_lanes(encoder, policy="fill")
+    if options.in_flight is not None and options.in_flight < 1:
+        raise ScheduleError(f"in_flight={options.in_flight}: an encoder's forward needs state of one microbatch")
+    variants = [list(map(list, lanes))]
+    if options.in_flight is not None and encoder.has_backward:
+        variants = _variants(topology, edge, lanes, loads, options)
+    budget = options.budget or default_budget(sum(map(len, lanes)))
+    best: Filled | None = None
+    num_evaluations = 0
+    for variant in variants:
+        found = _search(topology, edge, variant, loads, (options, max(1, budget // len(variants))))
+        num_evaluations += found.num_evaluations
+        if best is None or found.makespan_ns < best.makespan_ns:
+            best = found
+    assert best is not None
+    return Filled(best.lanes, best.shares, best.durations_ns, best.recomputed, best.makespan_ns, num_evaluations)
+
+
+def light_ends(costs: Sequence[int], *, depth: int) -> tuple[int, ...]:
+    """The order of microbatches that leaves the least encoder work outside the bubbles.
+
+    Args:
+        costs: encoder work of each microbatch, 0 for one of text only.
+        depth: lanes of the pipeline; ``depth - 1`` microbatches are in its cooldown.
+
+    Returns:
+        For each position of the program the microbatch that belongs there: the lightest first, the next lightest
+        last (they are the cooldown's), the rest by cost. Source: DistTrain (arXiv 2408.04275), section 5.2.
+    """
+    by_cost = sorted(range(len(costs)), key=lambda m: (costs[m], m))
+    num_last = min(max(depth - 1, 0), max(len(by_cost) - 1, 0))
+    first, last, middle = by_cost[:1], by_cost[1 : 1 + num_last], by_cost[1 + num_last :]
+    return tuple(first + middle + last[::-1])
+
+
+def _variants(
+    topology: Topology, edge: Edge, lanes: Sequence[Timed], loads: EncoderLoads, options: PlacementOptions
+) -> list[list[Timed]]:
+    """The LLM's orders that are worth a try: its own, and those with fewer microbatches in its pipeline."""
+    assert options.in_flight is not None
+    limit, items = options.in_flight, loads.items[edge.producer]
+    depth = _depth(edge, lanes[topology.module(edge.consumer).lanes(edge.stage)[0]])
+    variants = [list(map(list, lanes))] if limit >= depth or options.recompute else []
+    if limit >= 2 * depth:
+        return variants
+    single = [_without_pairs(lane, number, loads) for number, lane in enumerate(lanes)]
+    every = [pair for lane in single for pair in lane]
+    ends = list(accumulate(map(len, single), initial=0))
+    bare, durations = _bare(topology, single, len(items))
+    # Between a microbatch's gradient and the next one's rows comes, at least, one's backward and the other's forward.
+    latency = sum(item.forward_ns + item.backward_ns for of_microbatch in items for item in of_microbatch) // len(items)
+    limits = {min(limit, depth), min(limit, depth - 1), 7 * limit // 8, 3 * limit // 4}
+    for most in sorted((n for n in limits if n >= 1), reverse=True):
+        order = bare.limit_in_flight(durations, topology.edges.index(edge), most, latency)
+        variants.append([[every[i] for i in order[a:b]] for a, b in pairwise(ends)])
+    return variants
+
+
+def _depth(edge: Edge, lane: Timed) -> int:
+    """The most microbatches between their forward and their gradient at the stage that the edge enters."""
+    live = depth = 0
+    for action, _ in lane:
+        for part in action.flat():
+            if part.module == edge.consumer and part.stage == edge.stage:
+                live += {Kind.F: 1, Kind.B: -1, Kind.I: -1}.get(part.kind, 0)
+                depth = max(depth, live)
+    return depth
+
+
+def _without_pairs(lane: Timed, number: int, loads: EncoderLoads) -> Timed:
+    """Fused pairs as two actions: one of them may have to wait for the other's end."""
+    result: Timed = []
+    for action, duration in lane:
+        parts = action.parts
+        result += [(part, loads.duration_ns(part, number)) for part in parts] if parts else [(action, duration)]
+    return result
+
+
+def _bare(
+    topology: Topology, lanes: Sequence[Timed], num_microbatches: int
+) -> tuple[_core.BareProgram, NDArray[np.int64]]:
+    numbers = {module.name: number for number, module in enumerate(topology.modules)}
+    bare = _core.BareProgram(
+        lanes=tuple(tuple(action for action, _ in lane) for lane in lanes),
+        num_microbatches=num_microbatches,
+        modules=[(module.stages, module.has_backward, module.takes_items) for module in topology.modules],
+        edges=[(numbers[edge.producer], numbers[edge.consumer], edge.stage) for edge in topology.edges],
+        kinds=KINDS,
+        names=numbers,
+    )
+    durations = np.fromiter((duration for lane in lanes for _, duration in lane), np.int64)
+    return bare, durations
+
+
+def _search(
+    topology: Topology, edge: Edge, lanes: list[Timed], loads: EncoderLoads, how: tuple[PlacementOptions, int]
+) -> Filled:
+    options, budget = how
+    encoder, items = topology.module(edge.producer), loads.items[edge.producer]
+    units = [list(of_microbatch) if options.split_items else _whole(of_microbatch) for of_microbatch in items]
+    work = _core.EncoderWork(
+        edge=topology.edges.index(edge),
+        lanes=list(encoder.lanes(0)),
+        item_begin=list(accumulate(map(len, units), initial=0)),
+        costs=([u.forward_ns for of in units for u in of], [u.backward_ns for of in units for u in of]),
+        has_backward=encoder.has_backward,
+        state=(options.in_flight or 0, options.recompute and options.in_flight is not None),
+    )
+    bare, durations = _bare(topology, lanes, len(items))
+    placed, again, makespan, _, num_evaluations = bare.place_encoder(durations, work, budget)
+    recomputed = frozenset(again)
+    shares: dict[int, tuple[PlacedShare, ...]] = {}
+    for lane, _, is_forward, m, first, count in placed:
+        if is_forward:
+            share = PlacedShare(lane, first, count) if options.split_items else PlacedShare(lane, 0, len(items[m]))
+            shares[m] = tuple(sorted((*shares.get(m, ()), share)))
+    costs = share_durations(encoder.name, shares, loads, recomputed)
+    return Filled(_inserted(lanes, placed, encoder.name, costs), shares, costs, recomputed, makespan, num_evaluations)
+
+
+def _whole(items: Sequence[ItemCost]) -> list[ItemCost]:
+    """A microbatch's items as one."""
+    if not items:
+        return []
+    return [ItemCost(sum(item.forward_ns for item in items), sum(item.backward_ns for item in items))]
+
+
+def _inserted(
+    lanes: Sequence[Timed], placed: Sequence[_core.PlacedTuple], encoder: str, costs: dict[Pattern, int]
+) -> list[Timed]:
+    result: list[Timed] = [[] for _ in lanes]
+    taken = [0] * len(lanes)
+    for lane, position, is_forward, m, _, _ in placed:
+        result[lane] += lanes[lane][taken[lane] : position]
+        taken[lane] = position
+        kind = Kind.F if is_forward else Kind.B
+        result[lane].append((act(encoder, 0, kind, m), costs[Pattern(kind, encoder, 0, m, lane)]))
+    for lane, actions in enumerate(lanes):
+        result[lane] += actions[taken[lane] :]
+    return result
