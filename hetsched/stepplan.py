@@ -5,23 +5,20 @@ Pure integers: every rank computes the same step plan without communication.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from hetsched.batch import Item, Sample
-from hetsched.check.validate import validate
 from hetsched.errors import DataError
+from hetsched.estimate import estimate_loads
+from hetsched.graph import make_topology, replicas_on_lanes
 from hetsched.layout.assign import attention_cost
 from hetsched.layout.crossing import Crossing, Side, cross
-from hetsched.layout.placement import Edge, ModuleOnLanes, Topology, find_gangs, find_lanes
-from hetsched.layout.shares import Cost, Share, share_items, share_samples
-from hetsched.lower.params import lower_gradient_reduction
-from hetsched.lower.transfers import lower_transfers
+from hetsched.layout.shares import Cost, Share, items_of, share_items, share_samples
 from hetsched.plan import BoundaryPlan, Plan
-from hetsched.schedule.encoder import encoder_lanes
+from hetsched.schedule.encoder import Placement, encoder_lanes, light_ends
 from hetsched.schedule.program import Program
-from hetsched.schedule.registry import evaluation_program, training_program
+from hetsched.stepprogram import depends_on_batch, place_step, typical_placement
 
 
 @dataclass(frozen=True)
@@ -33,32 +30,14 @@ class StepPlan:
         shares: ``(module, microbatch)`` -> for each replica (dp coordinate) its share.
         crossings: ``(edge name, microbatch)`` -> who copies which rows to whom.
         program: lowered and checked.
+        recomputed: for each encoder the microbatches that keep only their output until their backward.
     """
 
     divisor: int
     shares: Mapping[tuple[str, int], tuple[Share, ...]]
     crossings: Mapping[tuple[str, int], Crossing]
     program: Program
-
-
-def make_topology(plan: Plan) -> tuple[Topology, tuple[tuple[int, ...], ...]]:
-    """The module graph on lanes, and the ranks of each lane."""
-    lanes = find_lanes(plan.grids)
-    lane_of = {rank: lane for lane, ranks in enumerate(lanes) for rank in ranks}
-    modules = tuple(
-        ModuleOnLanes(
-            name=name,
-            stages=tuple(
-                find_gangs(grid, pp=plan.pipeline_rank(name, stage), lane_of=lane_of)
-                for stage in range(grid.layout.num_stages)
-            ),
-            has_backward=plan.has_backward(name),
-            takes_items=name != plan.sink,
-        )
-        for name, grid in plan.grids.items()
-    )
-    edges = tuple(Edge(b.producer, b.consumer, b.stage) for b in plan.boundaries)
-    return Topology(len(lanes), modules, edges), lanes
+    recomputed: Mapping[str, frozenset[int]] = field(default_factory=dict)
 
 
 def plan_step(plan: Plan, samples: Sequence[Sample], *, is_training: bool = True) -> StepPlan:
@@ -78,47 +57,54 @@ def plan_step(plan: Plan, samples: Sequence[Sample], *, is_training: bool = True
     divisor = sum(sample.weight for sample in samples)
     if divisor <= 0:
         raise DataError("no sample of the batch has a target: their weights add up to 0")
-    sink, every = plan.sink, range(plan.microbatches)
-    by_module = {
-        sink: share_samples(
-            samples,
-            num_microbatches=plan.microbatches,
-            num_replicas=plan.modules[sink].layout.dp,
-            cost=_cost(plan, sink),
-        )
-    }
+    of_samples = share_samples(
+        samples,
+        num_microbatches=plan.microbatches,
+        num_replicas=plan.modules[plan.sink].layout.dp,
+        cost=_cost(plan, plan.sink),
+    )
+    if depends_on_batch(plan):
+        of_samples = _light_ends(plan, of_samples)
+    items = {b.producer: items_of(of_samples, b.producer) for b in plan.boundaries}
+    if depends_on_batch(plan):
+        placement = place_step(plan, estimate_loads(plan, of_samples, items), is_training=is_training)
+    else:
+        placement = typical_placement(plan, is_training=is_training)
+    by_module = {plan.sink: of_samples}
     for boundary in plan.boundaries:
-        by_module[boundary.producer] = share_items(
-            by_module[sink],
-            boundary.producer,
-            num_replicas=plan.modules[boundary.producer].layout.dp,
-            allowed=_replicas_with_work(plan, boundary),
-            cost=_cost(plan, boundary.producer),
+        encoder = boundary.producer
+        by_module[encoder] = share_items(
+            [list(_groups(plan, boundary, of, placement, m)) for m, of in enumerate(items[encoder])],
+            num_replicas=plan.modules[encoder].layout.dp,
+            cost=_cost(plan, encoder),
         )
+    every = range(plan.microbatches)
     shares = {(module, m): replicas[m] for module, replicas in by_module.items() for m in every}
     crossings = {(b.name, m): _cross(plan, b, shares, m) for b in plan.boundaries for m in every}
-    return StepPlan(divisor, shares, crossings, step_program(plan, is_training=is_training))
+    return StepPlan(divisor, shares, crossings, placement.program, placement.recomputed)
 
 
-@cache
-def step_program(plan: Plan, *, is_training: bool = True) -> Program:
-    """The lowered and checked program of a plan's steps."""
-    topology, _ = make_topology(plan)
-    generate = training_program if is_training else evaluation_program
-    program = lower_transfers(
-        generate(
-            topology,
-            sink=plan.sink,
-            pipeline=plan.schedule.pipeline,
-            encoder=plan.schedule.encoder,
-            num_microbatches=plan.microbatches,
-        )
-    )
-    if is_training:
-        trained = frozenset(name for name, module in plan.modules.items() if not module.frozen)
-        program = lower_gradient_reduction(program, trained=trained)
-    validate(program)
-    return program
+def _light_ends(plan: Plan, shares: list[tuple[Share, ...]]) -> list[tuple[Share, ...]]:
+    """The microbatches in the order that leaves the least encoder work outside the bubbles."""
+    items = {b.producer: items_of(shares, b.producer) for b in plan.boundaries}
+    loads = estimate_loads(plan, shares, items).items.values()
+    costs = [sum(sum(item) for every in loads for item in every[m]) for m in range(len(shares))]
+    order = light_ends(costs, depth=plan.modules[plan.sink].layout.pp)
+    return [shares[m] for m in order]
+
+
+def _groups(
+    plan: Plan, boundary: BoundaryPlan, items: Sequence[Item], placement: Placement, microbatch: int
+) -> Iterator[tuple[Sequence[Item], Sequence[int]]]:
+    """The items of a microbatch, with the producer's replicas that the placement lets choose among them."""
+    replicas = replicas_on_lanes(plan, boundary.producer)
+    if depends_on_batch(plan):
+        for share in placement.shares.get((boundary.producer, microbatch), ()):
+            yield items[share.first_item : share.first_item + share.num_items], replicas[share.lane]
+    else:
+        topology, _ = make_topology(plan)
+        allowed = encoder_lanes(topology, topology.edge(boundary.name), policy=plan.schedule.encoder)
+        yield items, sorted({replica for lane in allowed for replica in replicas[lane]})
 
 
 def _check_sample(plan: Plan, sample: Sample) -> None:
@@ -149,15 +135,6 @@ def _check_keys(samples: Sequence[Sample]) -> None:
                     f"sample {sample.index}: item {item.key} of module {item.module} has {item.num_inputs} inputs and "
                     f"{item.num_rows} rows, but was described otherwise by another sample; give it a key of its own"
                 )
-
-
-def _replicas_with_work(plan: Plan, boundary: BoundaryPlan) -> list[int]:
-    """The producer's replicas that the placement policy gives items to."""
-    topology, lanes = make_topology(plan)
-    allowed = encoder_lanes(topology, topology.edge(boundary.name), policy=plan.schedule.encoder)
-    ranks = {rank for lane in allowed for rank in lanes[lane]}
-    grid = plan.grids[boundary.producer]
-    return [dp for dp in range(grid.layout.dp) if ranks & set(grid.replica(dp, grid.layout.pp - 1))]
 
 
 def _cost(plan: Plan, module: str) -> Cost:

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER = (
     *("errors", "batch"),
     *("layout", "schedule", "exchange", "lower", "check", "sim", "show"),
-    *("config", "plan", "stepplan", "estimate", "cli", "__init__"),
+    *("config", "plan", "graph", "estimate", "stepprogram", "stepplan", "cli", "__init__"),
 )
 DOING = frozenset({"kernels", "ops", "runtime", "parallel", "models", "train"})
 # The faces of the package: they may import doing inside a function, when a command or a name asks for it.

@@ -12,7 +12,7 @@ from hetsched.cli.source import FILE_HELP, load
 from hetsched.errors import HetschedError
 from hetsched.plan import Plan
 from hetsched.sim.timeline import Timeline
-from hetsched.stepplan import step_program
+from hetsched.stepprogram import step_program
 
 HELP = "say whether a plan or a program is sound"
 EXAMPLES = (

@@ -13,7 +13,6 @@ from hetsched.cli.output import write
 from hetsched.cli.schedule_flags import add_schedule_arguments, has_schedule, scheduled_program
 from hetsched.cli.source import FILE_HELP, Source, load
 from hetsched.cli.usage import UsageError, positive
-from hetsched.estimate import estimate_costs
 from hetsched.plan import Plan
 from hetsched.show.compare import Comparison, compare
 from hetsched.show.html import to_html
@@ -25,7 +24,7 @@ from hetsched.show.text import draw
 from hetsched.show.unit import Unit, fitting_unit
 from hetsched.sim.simulate import simulate
 from hetsched.sim.timeline import Timeline
-from hetsched.stepplan import step_program
+from hetsched.stepprogram import step_costs, step_program
 
 HELP = "draw the lanes of a step over time"
 EXAMPLES = (
@@ -116,7 +115,7 @@ def _timeline(args: argparse.Namespace, source: Source, measured: Timeline | Non
         if measured is not None and measured.program.topology == program.topology:
             # A step's program may depend on its batch: what is predicted is the step that ran.
             program = measured.program
-        return simulate(program, estimate_costs(source)), None
+        return simulate(program, step_costs(source)), None
     given = read_costs(args, default=DEFAULT_COST)
     require_costs(source, given)
     return simulate(source, given.costs), given.unit

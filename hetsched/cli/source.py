@@ -17,7 +17,7 @@ from hetsched.schedule.program import Program
 from hetsched.schedule.serialize import program_from_json
 from hetsched.sim.timeline import FORMAT as TIMELINE_FORMAT
 from hetsched.sim.timeline import Timeline
-from hetsched.stepplan import step_program
+from hetsched.stepprogram import step_program
 
 FILE_HELP = "a plan (TOML), a program (JSON) or torch's schedule CSV"
 

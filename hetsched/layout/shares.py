@@ -56,28 +56,39 @@ def share_samples(
     return [tuple(shares[m * num_replicas : (m + 1) * num_replicas]) for m in range(num_microbatches)]
 
 
-def share_items(
-    consumers: Sequence[tuple[Share, ...]], module: str, *, num_replicas: int, allowed: Sequence[int], cost: Cost
-) -> list[tuple[Share, ...]]:
-    """For each microbatch the shares of an encoder's replicas; an item once per microbatch that uses it.
+def items_of(consumers: Sequence[tuple[Share, ...]], module: str) -> list[tuple[Item, ...]]:
+    """For each microbatch the items of ``module`` that its samples use, each once.
 
     Args:
         consumers: for each microbatch the shares of the samples.
         module: the encoder.
-        num_replicas: its replicas.
-        allowed: those that may be given items; what one already has to do counts over the whole step.
+    """
+    return [
+        tuple({p.item.key: p.item for share in shares for _, p in share.placeholders(module)}.values())
+        for shares in consumers
+    ]
+
+
+def share_items(
+    groups: Sequence[Sequence[tuple[Sequence[Item], Sequence[int]]]], *, num_replicas: int, cost: Cost
+) -> list[tuple[Share, ...]]:
+    """For each microbatch the shares of an encoder's replicas: longest items first, to the least busy replica.
+
+    Args:
+        groups: for each microbatch items, with the replicas that may be given them.
+        num_replicas: of the encoder; what one already has to do counts over the whole step.
         cost: of an item, from its inputs.
     """
-    loads = [0] * len(allowed)
+    loads = [0] * num_replicas
     result = []
-    for shares in consumers:
-        items = list({p.item.key: p.item for share in shares for _, p in share.placeholders(module)}.values())
-        costs = [cost(item.num_inputs) for item in items]
+    for of_microbatch in groups:
         members: list[list[Item]] = [[] for _ in range(num_replicas)]
-        bins = assign_longest_first(costs, num_bins=len(allowed), loads=loads)
-        for item, work, where in zip(items, costs, bins, strict=True):
-            members[allowed[where]].append(item)
-            loads[where] += work
+        for items, allowed in of_microbatch:
+            costs = [cost(item.num_inputs) for item in items]
+            bins = assign_longest_first(costs, num_bins=len(allowed), loads=[loads[replica] for replica in allowed])
+            for item, work, where in zip(items, costs, bins, strict=True):
+                members[allowed[where]].append(item)
+                loads[allowed[where]] += work
         result.append(tuple(map(_item_share, members)))
     return result
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from hetsched.config import require
 from hetsched.errors import PlanError
+from hetsched.plan.check_schedule import check_schedule
 from hetsched.plan.model import LLMConfig, VisionConfig, divisors
 from hetsched.plan.sections import DataPlan, ModulePlan, Plan, TrainingPlan, grid_ranks
 from hetsched.schedule.registry import PIPELINES
@@ -31,6 +32,7 @@ def check_plan(plan: Plan) -> None:
         _check_hidden(plan, name, module)
     _check_world(plan)
     _check_trains(plan)
+    check_schedule(plan)
     _check_data(plan)
     _check_training(plan)
 

@@ -12,6 +12,7 @@ from typing import Literal
 from hetsched.layout.grid import Grid, Layout
 from hetsched.layout.placement import StageOrder
 from hetsched.plan.model import LLMConfig, VisionConfig
+from hetsched.schedule.encoder import PlacementOptions
 from hetsched.schedule.registry import PIPELINES
 
 DType = Literal["float32", "float64", "bfloat16"]
@@ -61,10 +62,34 @@ class BoundaryPlan:
 
 @dataclass(frozen=True)
 class SchedulePlan:
-    """``[schedule]``: the pipeline schedule of the module that computes the loss, and where encoders go."""
+    """``[schedule]``: the pipeline schedule of the module that computes the loss, and where encoders go.
+
+    Args:
+        pipeline: a name in hetsched.schedule.registry.PIPELINES.
+        encoder: a name in hetsched.schedule.encoder.POLICIES.
+        window, in_flight, recompute, split_items, budget: how the encoder's policy goes about it; see
+            hetsched.schedule.encoder.PlacementOptions.
+    """
 
     pipeline: Literal["gpipe", "1f1b", "interleaved", "zb-h1", "zb-v", "dualpipev"] = "1f1b"
-    encoder: Literal["three_phase", "stage0"] = "three_phase"
+    encoder: Literal["three_phase", "stage0", "window", "fill"] = "three_phase"
+    window: int | None = None
+    in_flight: int | None = None
+    recompute: bool = False
+    split_items: bool = True
+    budget: int | None = None
+
+    @property
+    def options(self) -> PlacementOptions:
+        """What the encoder's policy is given."""
+        given = {} if self.window is None else {"window": self.window}
+        return PlacementOptions(
+            **given,
+            in_flight=self.in_flight,
+            recompute=self.recompute,
+            split_items=self.split_items,
+            budget=self.budget,
+        )
 
 
 @dataclass(frozen=True)

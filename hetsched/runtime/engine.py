@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hetsched.batch import Batch
 from hetsched.errors import DataError, JobError, PlanError
+from hetsched.graph import make_topology
 from hetsched.parallel.data import sum_gradients
 from hetsched.plan import Plan
 from hetsched.runtime.exchange import Exchange
@@ -23,10 +24,10 @@ from hetsched.runtime.report import EvaluationReport, StepReport, gather_figures
 from hetsched.runtime.trace import RankTrace, measured_timeline
 from hetsched.runtime.transport.gloo import GlooTransport
 from hetsched.runtime.work import Channels, RankStep
-from hetsched.schedule.action import Kind
 from hetsched.schedule.program import Program
+from hetsched.schedule.registry import PIPELINES
 from hetsched.sim.timeline import Timeline
-from hetsched.stepplan import StepPlan, make_topology, plan_step, step_program
+from hetsched.stepplan import StepPlan, plan_step
 
 Builder = Callable[[int, ModuleMesh], nn.Module]
 
@@ -68,7 +69,7 @@ class Engine:
             exchange=self._exchange,
             recorder=self.recorder,
             reduce=self._reduce,
-            deferring={a.module for lane in step_program(plan).lanes for a in lane if a.kind is Kind.W},
+            deferring={plan.sink} if PIPELINES[plan.schedule.pipeline].splits_backward else set(),
         )
         self._channels = Channels(plan)
         self._last_program: Program | None = None

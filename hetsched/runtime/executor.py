@@ -6,16 +6,18 @@ action of its own, so no autograd graph leaves its stage.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from hetsched.errors import DataError
 from hetsched.layout.routes import Segment
 from hetsched.runtime.exchange import Arriving, Channel, Exchange
+from hetsched.runtime.lifetime import last_uses
 from hetsched.runtime.recorder import Recorder
 from hetsched.runtime.stage import BoundaryRows, StageMeta
 from hetsched.runtime.weight_gradient import WeightGradients
@@ -30,12 +32,24 @@ class StepWork(Protocol):
     def num_tokens(self, module: str, microbatch: int) -> int:
         """Tokens of this rank's share; 0 where it has none."""
 
-    def meta(self, module: str, stage: int, microbatch: int, boundary: Mapping[str, BoundaryRows]) -> StageMeta: ...
+    def num_rows(self, module: str, microbatch: int) -> int:
+        """Rows that the module's last stage makes of this rank's share."""
+
+    def meta(
+        self, module: str, stage: int, microbatches: Sequence[int], boundary: Mapping[str, BoundaryRows]
+    ) -> StageMeta:
+        """The meta of one call of a stage."""
+
+    def recomputes(self, module: str, microbatch: int) -> bool:
+        """Whether the forward keeps only its output, and runs again in the backward."""
 
     def move(self, action: Action, microbatch: int) -> Move:
         """What a transfer moves."""
 
     def boundary_index(self, edge: str, microbatch: int) -> Tensor: ...
+
+    def no_rows(self, edge: str) -> Tensor:
+        """``[0, hidden]`` of an edge."""
 
     def incoming(self, module: str, stage: int) -> Iterable[str]:
         """Names of the edges that enter a stage."""
@@ -113,43 +127,68 @@ class Executor:
             Kind.REDUCE_GRAD: self._reduce_gradients,
         }
 
-    def run(self, actions: Iterable[Action], work: StepWork, *, is_training: bool) -> StepResult:
+    def run(self, actions: Sequence[Action], work: StepWork, *, is_training: bool) -> StepResult:
         """Run this rank's list in order; gradients are added to the parameters' ``.grad``."""
         self._work = work
         self._live: dict[tuple[str, int, int], _Live] = {}
         self._arriving: dict[tuple[str, Kind, int, int], Arriving] = {}
         zero = torch.zeros((), dtype=torch.float64, device=self._exchange.device)
         self._result = StepResult(zero, zero.clone(), {})
+        done_with = last_uses(actions)
         with torch.set_grad_enabled(is_training):
-            for action in actions:
+            for place, action in enumerate(actions):
                 with self._recorder.action(action):
                     self._do[action.kind](action)
+                for key in done_with.get(place, ()):
+                    self._live.pop(key, None)
         with self._recorder.waiting():
             self._exchange.flush()
         assert not self._arriving, f"received and never used: {list(self._arriving)}"
         return self._result
 
     def _forward(self, a: Action) -> None:
-        for m in a.microbatches:
-            rows = self._from_neighbor(a, Kind.RECV_F, m)
-            entering = {
-                edge: self._arrived(edge, Kind.RECV_F, a.stage, m) for edge in self._work.incoming(a.module, a.stage)
-            }
-            if self._work.num_tokens(a.module, m) == 0:
-                continue
-            if rows is not None and torch.is_grad_enabled():
-                rows.requires_grad_(self._work.needs_input_gradient(a.module))
-            boundary = {}
-            for edge, leaf in entering.items():
-                index = self._work.boundary_index(edge, m)
-                assert leaf is not None
-                leaf.requires_grad_(torch.is_grad_enabled() and self._work.needs_input_gradient(edge))
-                boundary[edge.split("->")[0]] = BoundaryRows(leaf, index)
-            output = self._stages[a.module, a.stage](rows, self._work.meta(a.module, a.stage, m, boundary))
-            if isinstance(output, tuple):
-                output = self._loss(a, m, output)
-            leaves = {edge: leaf for edge, leaf in entering.items() if leaf is not None}
-            self._live[a.module, a.stage, m] = _Live(rows, leaves, output)
+        if len(a.microbatches) > 1:
+            self._forward_window(a)
+        else:
+            self._forward_one(a, a.microbatches[0])
+
+    def _forward_one(self, a: Action, m: int) -> None:
+        rows = self._from_neighbor(a, Kind.RECV_F, m)
+        entering = {
+            edge: self._arrived(edge, Kind.RECV_F, a.stage, m) for edge in self._work.incoming(a.module, a.stage)
+        }
+        if self._work.num_tokens(a.module, m) == 0:
+            return
+        if rows is not None and torch.is_grad_enabled():
+            rows.requires_grad_(self._work.needs_input_gradient(a.module))
+        boundary = {}
+        for edge, arrived in entering.items():
+            # Where no sample has an item nothing is sent.
+            leaf = self._work.no_rows(edge) if arrived is None else arrived
+            leaf.requires_grad_(torch.is_grad_enabled() and self._work.needs_input_gradient(edge))
+            boundary[edge.split("->")[0]] = BoundaryRows(leaf, self._work.boundary_index(edge, m))
+            entering[edge] = leaf
+        output = self._call(a, rows, self._work.meta(a.module, a.stage, [m], boundary))
+        if isinstance(output, tuple):
+            output = self._loss(a, m, output)
+        leaves = {edge: leaf for edge, leaf in entering.items() if leaf is not None}
+        self._live[a.module, a.stage, m] = _Live(rows, leaves, output)
+
+    def _forward_window(self, a: Action) -> None:
+        """An encoder's forward of several microbatches at once: one call over all of their items."""
+        present = [m for m in a.microbatches if self._work.num_tokens(a.module, m)]
+        if not present:
+            return
+        output = self._call(a, None, self._work.meta(a.module, a.stage, present, {}))
+        sizes = [self._work.num_rows(a.module, m) for m in present]
+        for m, rows in zip(present, output.split(sizes), strict=True):
+            self._live[a.module, a.stage, m] = _Live(None, {}, rows)
+
+    def _call(self, a: Action, rows: Tensor | None, meta: StageMeta) -> Any:
+        stage = self._stages[a.module, a.stage]
+        if torch.is_grad_enabled() and all(self._work.recomputes(a.module, m) for m in a.microbatches):
+            return checkpoint(stage, rows, meta, use_reentrant=False)
+        return stage(rows, meta)
 
     def _loss(self, a: Action, microbatch: int, output: tuple[Any, ...]) -> Tensor:
         loss_sum, weight, *extras = output
@@ -161,13 +200,16 @@ class Executor:
         return scaled
 
     def _backward(self, a: Action) -> None:
+        outputs, gradients = [], []
         for m in a.microbatches:
             gradient = self._output_gradient(a, m)
             live = self._live.get((a.module, a.stage, m))
-            if live is None or live.output is None or not live.output.requires_grad:
-                continue
-            torch.autograd.backward(live.output, gradient)
-            live.output = None
+            if live is not None and live.output is not None and live.output.requires_grad:
+                outputs.append(live.output)
+                gradients.append(gradient)
+                live.output = None
+        if outputs:
+            torch.autograd.backward(outputs, gradients)
 
     def _input_backward(self, a: Action) -> None:
         deferred = self._deferred[a.module, a.stage]

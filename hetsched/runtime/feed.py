@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -35,20 +35,20 @@ def load_share(batch: Batch, share: Share) -> dict[str, Tensor]:
 
 
 def make_meta(
-    share: Share,
+    shares: Sequence[Share],
     *,
     microbatch: int,
     inputs: Mapping[str, Tensor],
     boundary: Mapping[str, BoundaryRows],
     device: torch.device,
 ) -> StageMeta:
-    """The meta of one stage's microbatch; see StageMeta."""
-    cu_seqlens = share.cu_seqlens
-    positions = [torch.arange(end - start) for start, end in pairwise(cu_seqlens)]
+    """The meta of one call of a stage, for the shares of its microbatches; see StageMeta."""
+    lengths = [length for share in shares for length in share.lengths]
+    positions = [torch.arange(length) for length in lengths]
     return StageMeta(
         microbatch=microbatch,
-        cu_seqlens=torch.tensor(cu_seqlens, dtype=torch.int32, device=device),
-        max_seqlen=max(share.lengths, default=0),
+        cu_seqlens=torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device),
+        max_seqlen=max(lengths, default=0),
         positions=torch.cat([torch.empty(0, dtype=torch.int64), *positions]).to(device),
         inputs=inputs,
         boundary=boundary,

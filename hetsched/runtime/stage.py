@@ -32,7 +32,7 @@ class StageMeta:
     divided by anything, and the number that the sample weights of the microbatch must add up to.
 
     Args:
-        microbatch: index of the microbatch.
+        microbatch: index of the microbatch, the first of a window's.
         cu_seqlens: int32 ``[num_seqs + 1]``, starts at 0: boundaries of samples (or items).
         max_seqlen: the longest of them.
         positions: int64 ``[num_tokens]``, position of each row in its own sequence.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -72,9 +72,24 @@ class RankStep:
     def num_tokens(self, module: str, microbatch: int) -> int:
         return self._share(module, microbatch).num_tokens
 
-    def meta(self, module: str, stage: int, microbatch: int, boundary: Mapping[str, BoundaryRows]) -> StageMeta:
-        share, inputs = self._share(module, microbatch), self._inputs.get((module, microbatch), {})
-        return make_meta(share, microbatch=microbatch, inputs=inputs, boundary=boundary, device=self._device)
+    def num_rows(self, module: str, microbatch: int) -> int:
+        return self._share(module, microbatch).num_rows
+
+    def meta(
+        self, module: str, stage: int, microbatches: Sequence[int], boundary: Mapping[str, BoundaryRows]
+    ) -> StageMeta:
+        shares = [self._share(module, m) for m in microbatches]
+        inputs = [self._inputs.get((module, m), {}) for m in microbatches]
+        return make_meta(
+            shares,
+            microbatch=microbatches[0],
+            inputs=inputs[0] if len(inputs) == 1 else {k: torch.cat([of[k] for of in inputs]) for k in inputs[0]},
+            boundary=boundary,
+            device=self._device,
+        )
+
+    def recomputes(self, module: str, microbatch: int) -> bool:
+        return microbatch in self._step.recomputed.get(module, ())
 
     def move(self, action: Action, microbatch: int) -> Move:
         is_forward = action.kind in _FORWARD
@@ -107,6 +122,10 @@ class RankStep:
         return torch.tensor(
             self._step.crossings[edge, microbatch].index[replica], dtype=torch.int64, device=self._device
         )
+
+    def no_rows(self, edge: str) -> Tensor:
+        channel = self._channels.of(edge, 0, is_forward=True)
+        return torch.empty(0, channel.hidden, dtype=channel.dtype, device=self._device)
 
     def incoming(self, module: str, stage: int) -> Iterable[str]:
         return [b.name for b in self._plan.boundaries if b.consumer == module and b.stage == stage]

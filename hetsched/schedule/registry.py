@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from hetsched.layout.placement import StageOrder, Topology
@@ -84,12 +84,9 @@ def training_program(topology: Topology, *, sink: str, pipeline: str, encoder: s
     return place_encoders(topology, lanes, num_microbatches=num_microbatches, policy=encoder).program
 
 
-def evaluation_program(topology: Topology, *, sink: str, pipeline: str, encoder: str, num_microbatches: int) -> Program:
-    """The forwards of ``training_program`` alone; see there."""
-    program = training_program(
-        topology, sink=sink, pipeline=pipeline, encoder=encoder, num_microbatches=num_microbatches
-    )
+def forwards_only(program: Program) -> Program:
+    """The program of compute actions without its backwards."""
     lanes = tuple(
         tuple(part for action in lane for part in action.flat() if part.kind is Kind.F) for lane in program.lanes
     )
-    return Program(topology, num_microbatches, lanes)
+    return replace(program, lanes=lanes)

@@ -12,7 +12,9 @@ from hetsched.check.validate import validate
 from hetsched.errors import ScheduleError
 from hetsched.plan import Plan
 from hetsched.schedule.action import Action, parse_action
+from hetsched.schedule.encoder import Placement
 from hetsched.schedule.program import Program
+from hetsched.stepprogram import step_program
 from tests.dist.plans import make_plan
 from tests.dist.pool import Pool
 from tests.dist.test_parity import check_against, expected, layout
@@ -63,17 +65,17 @@ def is_sound(program: Program) -> bool:
 
 def run_program(plan: Plan, lanes: list[list[str]]) -> RankTrained:
     """Train with the given lanes in place of the plan's own."""
-    own = stepplan.step_program(plan)
+    own = step_program(plan)
     parsed: tuple[tuple[Action, ...], ...] = tuple(tuple(map(parse_action, lane)) for lane in lanes)
     changed = Program(own.topology, own.num_microbatches, parsed)
-    with mock.patch.object(stepplan, "step_program", return_value=changed):
+    with mock.patch.object(stepplan, "typical_placement", return_value=Placement(changed)):
         return train_on_ranks(plan, "many")
 
 
 @pytest.mark.parametrize("pipeline", ["1f1b", "zb-h1"])
 def test_a_changed_program_is_refused_or_still_right(ranks: Pool, pipeline: str) -> None:
     plan = plan_of(pipeline)
-    program = stepplan.step_program(plan)
+    program = step_program(plan)
     changed = [mutate(program, seed) for seed in range(NUM_MUTATIONS)]
     accepted = {p.lanes: p for p in changed if p.lanes != program.lanes and is_sound(p)}
     assert len(accepted) < NUM_MUTATIONS / 2, "the checker refuses too little to be a checker"

@@ -1,4 +1,4 @@
-"""Every schedule, with the encoder placed either way, gives the gradients of one process."""
+"""Every schedule, with the encoder placed in every way, gives the gradients of one process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,19 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("policy", ["three_phase", "stage0"])
+POLICIES = {
+    "three_phase": "",
+    "three_phase, recomputed": "recompute = true",
+    "stage0": "",
+    "window": "window = 3",
+    "fill": "",
+    "fill, whole": "split_items = false",
+    "fill, 1 in flight": "in_flight = 1",
+    "fill, 2 in flight, recomputed": "in_flight = 2\nrecompute = true",
+}
+
+
+@pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("pipeline", PIPELINES)
 def test_every_schedule_has_the_gradients_of_one_process(ranks: Pool, pipeline: str, place: str, policy: str) -> None:
@@ -25,6 +37,6 @@ def test_every_schedule_has_the_gradients_of_one_process(ranks: Pool, pipeline: 
         vision=parts["vision"],
         llm=layout(parts["first"], pp=2, vpp=PIPELINES[pipeline]),
         world_size=parts["world_size"],
-        schedule=f'pipeline = "{pipeline}"\nencoder = "{policy}"',
+        schedule=f'pipeline = "{pipeline}"\nencoder = "{policy.split(",")[0]}"\n{POLICIES[policy]}',
     )
     check_against(ranks.run(train_on_ranks, plan, "many", num_ranks=plan.world_size), expected(plan, "many"))

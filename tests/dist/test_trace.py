@@ -13,7 +13,7 @@ from hetsched.show.text import draw
 from hetsched.sim.costs import Costs
 from hetsched.sim.simulate import simulate
 from hetsched.sim.timeline import Stream, Timeline
-from hetsched.stepplan import step_program
+from hetsched.stepprogram import step_program
 from tests.dist.plans import make_plan
 from tests.dist.pool import Pool
 from tests.dist.ragged import RaggedSource

@@ -16,9 +16,11 @@ from hypothesis import strategies as st
 
 from hetsched.batch import Item, Placeholder, Sample
 from hetsched.errors import DataError
+from hetsched.graph import make_topology
 from hetsched.plan import Plan
 from hetsched.schedule.action import Kind
-from hetsched.stepplan import StepPlan, make_topology, plan_step, step_program
+from hetsched.stepplan import StepPlan, plan_step
+from hetsched.stepprogram import typical_placement
 from tests.plan.batches import batches, item_of
 from tests.plan.plan_texts import plan_of
 
@@ -75,9 +77,9 @@ def test_an_incomplete_step_plan_fails_that_check(fault: str) -> None:
 
 @given(plans, batches())
 def test_the_same_batch_has_the_same_step_plan(plan: Plan, samples: tuple[Sample, ...]) -> None:
-    step_program.cache_clear()
+    typical_placement.cache_clear()
     one = plan_step(plan, samples)
-    step_program.cache_clear()
+    typical_placement.cache_clear()
     assert plan_step(plan, samples) == one
 
 

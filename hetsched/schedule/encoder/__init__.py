@@ -78,7 +78,11 @@ def place_encoders(
     lanes = [list(actions) for actions in sink_lanes]
     shares: dict[tuple[str, int], tuple[PlacedShare, ...]] = {}
     durations: dict[Pattern, int] = {}
+    recomputed: dict[str, frozenset[int]] = {}
     for edge in topology.edges:
+        has_backward = topology.module(edge.producer).has_backward
+        again = frozenset(range(num_microbatches if options.recompute and has_backward else 0))
+        recomputed[edge.producer] = again
         allowed = encoder_lanes(topology, edge, policy=policy)
         of_edge = _even_shares(edge, allowed, num_microbatches, loads, options)
         if policy == "window":
@@ -90,8 +94,8 @@ def place_encoders(
                 lanes = _with_shares(lanes, edge.producer, of_edge)
         if loads is not None:
             shares |= {(edge.producer, m): of_lanes for m, of_lanes in of_edge.items()}
-            durations |= share_durations(edge.producer, of_edge, loads, frozenset())
-    return Placement(_program(topology, num_microbatches, lanes), shares, durations)
+            durations |= share_durations(edge.producer, of_edge, loads, again)
+    return Placement(_program(topology, num_microbatches, lanes), shares, durations, recomputed)
 
 
 def _fill(
