@@ -25,16 +25,32 @@ vocab = 50
 """
 
 
+AUDIO = """
+[model.audio]
+kind = "vision"
+layers = 1
+hidden = 8
+heads = 2
+ffn = 16
+patch = 4
+merge = 2
+"""
+
+
 def plan_text(
     *,
     vision: str,
     llm: str,
+    audio: str | None = None,
     world_size: int,
     microbatches: int = 4,
     schedule: str = "",
     model: str = MODEL,
 ) -> str:
-    """A float64 plan of a vision encoder and an LLM; ``vision`` and ``llm`` are the bodies of their tables."""
+    """A float64 plan of encoders and an LLM; ``vision``, ``audio`` and ``llm`` are the bodies of their tables."""
+    second = ""
+    if audio is not None:
+        second = f'[modules.audio]\n{audio}\n[[boundaries]]\nproducer = "audio"\nconsumer = "llm"\n{AUDIO}'
     return f"""
 name = "test"
 world_size = {world_size}
@@ -54,7 +70,8 @@ consumer = "llm"
 
 [schedule]
 {schedule}
-{model}"""
+{model}
+{second}"""
 
 
 def make_plan(**parts: object) -> Plan:

@@ -12,9 +12,8 @@ from hetsched.plan import Plan
 from tests.dist.mutants import MUTANTS
 from tests.dist.plans import make_plan
 from tests.dist.pool import Pool, RanksFailed
-from tests.dist.ragged import RaggedSource
 from tests.dist.reference import Trained, train_alone
-from tests.dist.work import LEARNING_RATE, RankTrained, batches, train_on_ranks
+from tests.dist.work import LEARNING_RATE, RankTrained, batches, source_of, train_on_ranks
 
 TOLERANCE = 1e-10
 
@@ -74,14 +73,15 @@ WITHOUT_GRADIENT = {"colocated, text only": "vision."}
 
 
 @lru_cache(maxsize=8)
-def truth(frozen: tuple[str, ...], items: str) -> Trained:
-    tables = {name: layout() + ("\nfrozen = true" if name in frozen else "") for name in ("vision", "llm")}
+def truth(modules: tuple[str, ...], frozen: tuple[str, ...], items: str) -> Trained:
+    tables = {name: layout() + ("\nfrozen = true" if name in frozen else "") for name in modules}
     plan = make_plan(**tables, world_size=1)
-    return train_alone(plan, RaggedSource(plan.seed, items=items), batches(items), learning_rate=LEARNING_RATE)
+    return train_alone(plan, source_of(plan, items), batches(items), learning_rate=LEARNING_RATE)
 
 
 def expected(plan: Plan, items: str) -> Trained:
-    return truth(tuple(name for name, module in plan.modules.items() if module.frozen), items)
+    frozen = tuple(name for name, module in plan.modules.items() if module.frozen)
+    return truth(tuple(plan.modules), frozen, items)
 
 
 def check_against(found: list[RankTrained], want: Trained, *, zero: str = "") -> None:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hetsched.batch import Batch
+from hetsched.batch import Batch, DataSource
 from hetsched.models.multimodal import builders
 from hetsched.plan import Plan
 from hetsched.runtime.engine import Engine
+from hetsched.train.digits import DigitsSource
 from tests.dist.mutants import apply_mutant
 from tests.dist.ragged import RaggedSource
 
@@ -35,12 +36,20 @@ def batches(items: str) -> list[list[int]]:
     return [list(range(size * step, size * (step + 1))) for step in range(NUM_STEPS)]
 
 
+def source_of(plan: Plan, items: str) -> DataSource:
+    """Scanned digits, or ragged random items; see RaggedSource."""
+    if items == "digits":
+        return DigitsSource("train", seed=plan.seed, patch=4, merge=2)
+    encoders = tuple(name for name in plan.modules if name != plan.sink)
+    return RaggedSource(plan.seed, items=items, modules=encoders)
+
+
 def train_on_ranks(plan: Plan, items: str, mutant: str | None = None) -> RankTrained:
     """Plain SGD with the engine."""
     undo = apply_mutant(mutant)
     try:
         engine = Engine(plan, builders(plan), timeout_s=30.0)
-        source = RaggedSource(plan.seed, items=items)
+        source = source_of(plan, items)
         result = RankTrained([], [], {}, [])
         for batch in batches(items):
             report = engine.step(Batch.of(source, batch))

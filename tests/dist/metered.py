@@ -1,0 +1,52 @@
+"""An encoder that counts the bytes of its activations that are alive."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+from torch import Tensor, nn
+
+from hetsched.batch import Batch
+from hetsched.models.multimodal import builders
+from hetsched.plan import Plan
+from hetsched.runtime.engine import Engine
+from tests.dist.ragged import RaggedSource
+
+
+class Metered(nn.Module):
+    """A stage that knows the bytes that its layers made and that something still keeps, now and at most."""
+
+    def __init__(self, stage: nn.Module) -> None:
+        super().__init__()
+        self.stage = stage
+        self.held = self.peak = 0
+        for layer in stage.modules():
+            if isinstance(layer, nn.Linear):
+                layer.register_forward_hook(self._made)
+
+    def forward(self, rows: Tensor | None, meta: Any) -> Any:
+        return self.stage(rows, meta)
+
+    def _made(self, layer: nn.Module, inputs: Any, output: Tensor) -> None:
+        self._count(output.nbytes)
+        weakref.finalize(output, self._count, -output.nbytes)
+
+    def _count(self, num_bytes: int) -> None:
+        self.held += num_bytes
+        self.peak = max(self.peak, self.held)
+
+
+def encoder_peak(plan: Plan) -> int:
+    """The most bytes that this rank's encoder held in a step of equal microbatches, two samples each."""
+    meters: list[Metered] = []
+
+    def metered(stage: int, mesh: Any) -> nn.Module:
+        meters.append(Metered(builders(plan)["vision"](stage, mesh)))
+        return meters[-1]
+
+    engine = Engine(plan, {**builders(plan), "vision": metered}, timeout_s=30.0)
+    source = RaggedSource(plan.seed, items="equal")
+    engine.step(Batch.of(source, range(2 * plan.microbatches)))
+    assert not any(meter.held for meter in meters), "state is held after the step"
+    return sum(meter.peak for meter in meters)
