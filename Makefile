@@ -21,10 +21,15 @@ test: build
 	$(VENV)/bin/ctest --test-dir build/cmake --output-on-failure
 	$(PY) -m pytest --ignore=tests/gpu
 
-# The pictures of docs/, from plans and schedules alone.
+# The pictures of docs/: from plans and schedules alone, and of a step that is trained and measured here.
 pictures: build
-	mkdir -p docs/pictures
+	mkdir -p docs/pictures runs/pictures
 	$(PY) -m hetsched.cli show examples/digits/colocated.toml --format svg -o docs/pictures/colocated.svg
+	$(PY) -m hetsched.cli train examples/digits/colocated.toml --steps 20 --out runs/pictures --trace runs/pictures/trace.json
+	$(PY) -m hetsched.cli show examples/digits/colocated.toml --measured runs/pictures/trace.json --format svg \
+		-o docs/pictures/colocated_measured.svg
+	$(PY) -m hetsched.cli show --schedule 1f1b --stages 4 --microbatches 8 --encoder fill --split-items \
+		--cost F=1,B=2,EF=0.5,EB=1 --format svg -o docs/pictures/fill.svg
 	$(PY) -m hetsched.cli show --schedule zb-v --stages 6 --microbatches 6 --format svg -o docs/pictures/zb-v.svg
 
 build: $(INSTALLED)

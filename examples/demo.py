@@ -1,7 +1,8 @@
 """The main job, as `make demo` runs it: one model on real images, its encoder placed in three ways.
 
-Trains colocated (the encoder with a layout of its own on the LLM's ranks), then the first steps of homogeneous (the
-encoder on the LLM's first stage) and non-colocated (ranks of its own) from the same seed, and compares them.
+Trains colocated (the encoder with a layout of its own on the LLM's ranks, its work in the LLM's bubbles), then the
+first steps of homogeneous (the encoder on the LLM's first stage) and non-colocated (ranks of its own) from the same
+seed, and compares them.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+from hetsched.cli.entry import main as main_of_command
 from hetsched.plan import Plan, load_plan
 from hetsched.train.run import train_plan
 
 PLANS = Path(__file__).parent / "digits"
 COLOCATED_STEPS = 600
 COMPARED_STEPS = 50
+TRACE = "trace.json"
 
 
 def main() -> None:
@@ -30,10 +33,14 @@ def main() -> None:
         plan = demo_plan(PLANS / f"{name}.toml")
         steps = COLOCATED_STEPS if name == "colocated" else COMPARED_STEPS
         print(f"{name}: {plan.world_size} processes, {steps} steps ...", file=sys.stderr, flush=True)
-        runs[name] = read_metrics(train_plan(plan, stop_after=steps, out=Path("runs", "demo", name)))
+        out = Path("runs", "demo", name)
+        runs[name] = read_metrics(train_plan(plan, stop_after=steps, out=out, trace=out / TRACE))
     print(table(runs))
     print(f"\nlargest difference of the losses over {COMPARED_STEPS} steps: {largest_difference(runs):.1e} relative")
+    page = Path("runs", "demo", "colocated.html")
+    draw(PLANS / "colocated.toml", page.parent / "colocated" / TRACE, page)
     print(f"all in {time.monotonic() - began:.0f} s; metrics are in runs/demo/*/metrics.jsonl")
+    print(f"open {page}: the last colocated step as predicted and as it ran, the encoder in the LLM's bubbles")
 
 
 def demo_plan(path: Path) -> Plan:
@@ -41,6 +48,13 @@ def demo_plan(path: Path) -> Plan:
     plan = load_plan(path)
     assert plan.training is not None
     return dataclasses.replace(plan, training=dataclasses.replace(plan.training, steps=COLOCATED_STEPS))
+
+
+def draw(plan: Path, trace: Path, page: Path) -> None:
+    """Write the predicted and the measured timeline of a step as one HTML page."""
+    code = main_of_command(["show", str(plan), "--measured", str(trace), "--format", "html", "-o", str(page)])
+    if code:
+        sys.exit(code)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

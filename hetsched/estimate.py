@@ -7,6 +7,7 @@ gradient, and once for the weights'.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from itertools import pairwise
 
 from hetsched.batch import Item
@@ -45,10 +46,10 @@ def estimate_loads(
     for stage in range(plan.modules[plan.sink].layout.num_stages):
         cost = stage_work(plan, plan.sink, stage)
         forwards.append([max(sum(map(cost, share.lengths)) for share in replicas) for replicas in shares])
-    costs = {
-        encoder: [[_item_cost(plan, encoder, item.num_inputs) for item in of_microbatch] for of_microbatch in every]
-        for encoder, every in items.items()
-    }
+    costs = {}
+    for encoder, every in items.items():
+        cost_of_item = _item_costs(plan, encoder)
+        costs[encoder] = [[cost_of_item(item.num_inputs) for item in of_microbatch] for of_microbatch in every]
     return EncoderLoads(_durations(plan, forwards), costs)
 
 
@@ -83,12 +84,19 @@ def typical_costs(plan: Plan) -> Costs:
     return Costs(ActionTable(durations))
 
 
-def _item_cost(plan: Plan, encoder: str, num_inputs: int) -> ItemCost:
-    stages = range(plan.modules[encoder].layout.num_stages)
+def _item_costs(plan: Plan, encoder: str) -> Callable[[int], ItemCost]:
+    """From an item's inputs to its work on one lane."""
+    of_stages = [stage_work(plan, encoder, stage) for stage in range(plan.modules[encoder].layout.num_stages)]
     # The replicas of a lane share its items.
     num_replicas = -(-plan.modules[encoder].layout.dp // _num_lanes(plan, encoder))
-    forward = sum(stage_work(plan, encoder, stage)(num_inputs) for stage in stages) // num_replicas
-    return ItemCost(forward, _backward_factors(plan, encoder)[Kind.B] * forward)
+    backward = _backward_factors(plan, encoder)[Kind.B]
+
+    @cache
+    def cost(num_inputs: int) -> ItemCost:
+        forward = sum(work(num_inputs) for work in of_stages) // num_replicas
+        return ItemCost(forward, backward * forward)
+
+    return cost
 
 
 def _num_lanes(plan: Plan, encoder: str) -> int:

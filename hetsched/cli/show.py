@@ -6,9 +6,11 @@ import argparse
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from hetsched.cli.costs import DEFAULT_COST, add_cost_arguments, read_costs, require_costs
+from hetsched.cli.encoder_flags import add_encoder_arguments, encoded_program, require_no_encoder_flags
 from hetsched.cli.output import write
 from hetsched.cli.schedule_flags import add_schedule_arguments, has_schedule, scheduled_program
 from hetsched.cli.source import FILE_HELP, Source, load
@@ -42,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, nargs="?", metavar="FILE", help=f"{FILE_HELP}, or a timeline (JSON)")
     add_schedule_arguments(parser, required=False)
     add_cost_arguments(parser)
+    add_encoder_arguments(parser)
     parser.add_argument("--measured", type=Path, metavar="TRACE", help="a timeline to compare with (JSON)")
     parser.add_argument("--format", choices=FORMATS, default=FORMATS[0], help="text (default), svg, html or perfetto")
     parser.add_argument("-o", "--out", type=Path, metavar="OUT", help="file to write, in place of stdout")
@@ -55,6 +58,10 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("give either a FILE or --schedule, --stages and --microbatches")
     if args.json and (args.format != FORMATS[0] or args.measured is not None):
         raise UsageError("--json is the timeline alone; leave out --format and --measured")
+    if args.encoder is None:
+        require_no_encoder_flags(args)
+    elif args.file is not None:
+        raise UsageError(f"--encoder is of --schedule; {args.file} has its encoders, or none")
     source = scheduled_program(args) if args.file is None else load(args.file)
     measured = None if args.measured is None else _measured(args.measured)
     timeline, unit = _timeline(args, source, measured)
@@ -93,7 +100,8 @@ def _title(args: argparse.Namespace, source: Source) -> str:
     elif args.file is not None:
         name = str(args.file.name)
     else:
-        name = f"{args.schedule}, {args.stages} stages, {args.microbatches} microbatches"
+        encoder = "" if args.encoder is None else f", encoder {args.encoder}"
+        name = f"{args.schedule}, {args.stages} stages, {args.microbatches} microbatches{encoder}"
     return f"{name}, simulated and measured" if args.measured else f"{name}, simulated"
 
 
@@ -118,7 +126,11 @@ def _timeline(args: argparse.Namespace, source: Source, measured: Timeline | Non
         return simulate(program, step_costs(source)), None
     given = read_costs(args, default=DEFAULT_COST)
     require_costs(source, given)
-    return simulate(source, given.costs), given.unit
+    if args.encoder is None:
+        return simulate(source, given.costs), given.unit
+    encoded = encoded_program(args, given.costs)
+    require_costs(encoded.program, replace(given, costs=encoded.costs))
+    return simulate(encoded.program, encoded.costs), given.unit
 
 
 def _default_width() -> int:

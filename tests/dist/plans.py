@@ -45,7 +45,6 @@ def plan_text(
     world_size: int,
     microbatches: int = 4,
     schedule: str = "",
-    model: str = MODEL,
 ) -> str:
     """A float64 plan of encoders and an LLM; ``vision``, ``audio`` and ``llm`` are the bodies of their tables."""
     second = ""
@@ -70,7 +69,7 @@ consumer = "llm"
 
 [schedule]
 {schedule}
-{model}
+{MODEL}
 {second}"""
 
 
