@@ -65,6 +65,34 @@ Run run_compiled(const Compiled& compiled, const Times& durations, const Times& 
   return run(compiled.wiring, costs, compiled.program.num_names(), compiled.program.num_microbatches);
 }
 
+// Durations from a table [kind or pair, stage site] of times, negative where none is stated. The row after the kinds is
+// that of fused pairs, by their forward; without it they cost the sum of their parts. A transfer costs nothing.
+Times durations_of(const Compiled& compiled, const Times& table) {
+  const Program& program = compiled.program;
+  const py::ssize_t num_sites = compiled.sites.num_stage_sites();
+  const auto stated = [&](std::int32_t row, const Part& part) {
+    return table.data()[row * num_sites + compiled.sites.site_of(part)];
+  };
+  const auto cost = [&](const Part& part) {
+    if (is_transfer(part.kind)) return Time{0};
+    return stated(static_cast<std::int32_t>(part.kind), part) * std::max(1, part.last - part.first + 1);
+  };
+  Times result(program.num_actions());
+  for (std::int32_t action = 0; action < program.num_actions(); ++action) {
+    const Part* const part = &program.parts[program.part_begin[action]];
+    Time& time = result.mutable_data()[action];
+    if (program.part_begin[action + 1] - program.part_begin[action] == 1) {
+      time = cost(part[0]);
+    } else {
+      const Time pair = stated(kNumKinds, part[0]);
+      const Time forward = cost(part[0]), backward = cost(part[1]);
+      const Time sum = std::min(forward, backward) < 0 ? -1 : forward + backward;
+      time = pair >= 0 ? pair * (part->last - part->first + 1) : sum;
+    }
+  }
+  return result;
+}
+
 Time lower_bound_of(const Compiled& compiled, const Times& durations, const Times& message_times) {
   const Costs costs{to_vector(durations), to_vector(message_times), {}, false};
   const py::gil_scoped_release release;
@@ -105,6 +133,7 @@ void bind_engine(py::module_& module) {
       .def_property_readonly("messages", &messages_of)
       .def("run", &run_compiled, py::arg("durations"), py::arg("message_times"), py::arg("slots"),
            py::arg("is_rendezvous"))
+      .def("durations", &durations_of, py::arg("table"))
       .def("lower_bound", &lower_bound_of, py::arg("durations"), py::arg("message_times"));
   module.def("compile_program", &compile, py::arg("lanes"), py::arg("num_microbatches"), py::arg("modules"),
              py::arg("edges"), py::arg("kinds"), py::arg("names"));

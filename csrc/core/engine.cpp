@@ -6,15 +6,23 @@
 namespace hetsched {
 namespace {
 
-enum class MessageState : std::uint8_t { Unsent, WaitsForSlot, Posted, Arrived };
+enum class Progress : std::uint8_t { Unsent, WaitsForSlot, Posted, Arrived };
+
+struct MessageState {
+  Time post_time = 0;
+  Progress progress = Progress::Unsent;
+  bool is_awaited = false;  // its RECV is reached
+};
 
 struct LaneState {
-  std::int32_t next;         // action
+  std::int32_t next;  // action
   std::int32_t end;
+  Time busy_until = 0;
   std::int32_t num_missing = 0;  // messages that the current SEND or RECV waits for
   bool is_entered = false;       // the current action has begun to wait
   bool is_sending = false;       // the send engine is busy
   bool is_receiving = false;
+  bool is_choosing = false;      // its receive engine is to choose its next transfer
   std::size_t queue_head = 0;
   std::vector<std::int32_t> queue;    // messages posted to the send engine
   std::vector<std::int32_t> waiting;  // lanes whose next message waits for this lane's receive engine
@@ -27,11 +35,9 @@ class Simulation {
         costs_(costs),
         num_microbatches_(num_microbatches),
         num_lanes_(wiring.num_lanes()),
-        agenda_(3 * num_lanes_),
+        agenda_(2 * num_lanes_),
         lanes_(num_lanes_),
-        state_(wiring.messages.size(), MessageState::Unsent),
-        is_awaited_(wiring.messages.size(), false),
-        post_time_(wiring.messages.size(), 0),
+        messages_(wiring.messages.size()),
         num_posted_(wiring.channels.size(), 0),
         num_received_(wiring.channels.size(), 0),
         waits_for_slot_(wiring.channels.size(), -1),
@@ -44,25 +50,15 @@ class Simulation {
     for (std::int32_t lane = 0; lane < num_lanes_; ++lane) {
       lanes_[lane].next = wiring.lane_begin[lane];
       lanes_[lane].end = wiring.lane_begin[lane + 1];
-      agenda_.set(num_lanes_ + lane, 0);
+      ready_.push_back(lane);
     }
   }
 
-  // Events at one time: transfers that end, then lanes, then receive engines that choose their next transfer.
   Run run() {
     while (true) {
-      const std::int32_t event = agenda_.first();
-      const Time now = agenda_.time_of(event);
-      if (now == kNever) break;
-      agenda_.set(event, kNever);
-      const std::int32_t lane = event % num_lanes_;
-      if (event < num_lanes_) {
-        end_transfer(lane, now);
-      } else if (event < 2 * num_lanes_) {
-        advance(lane, now);
-      } else {
-        choose_transfer(lane, now);
-      }
+      work_off_now();
+      now_ = agenda_.time_of(agenda_.first());
+      if (now_ == kNever) break;
     }
     for (const LaneState& lane : lanes_) run_.stopped_at.push_back(lane.next);
     for (std::int32_t lane = 0; lane < num_lanes_; ++lane) {
@@ -72,42 +68,67 @@ class Simulation {
   }
 
  private:
-  void wake(std::int32_t lane, Time now) { agenda_.set(num_lanes_ + lane, now); }
-
-  void advance(std::int32_t lane, Time now) {
-    LaneState& here = lanes_[lane];
-    while (here.next < here.end) {
-      const std::int32_t action = here.next;
-      const Op& op = wiring_.ops[action];
-      if (op.type == OpType::Compute) {
-        begin(action, now);
-        end(lane, now + costs_.durations[action]);
-        if (costs_.durations[action] > 0) return wake(lane, now + costs_.durations[action]);
-      } else if (op.type == OpType::Gang) {
-        if (!here.is_entered) enter_gang(lane, op.begin, now);
-        return;
+  // Transfers that end and lanes that go on, in any order, until nothing more happens at this time; then
+  // the receive engines that are free choose.
+  void work_off_now() {
+    while (true) {
+      const std::int32_t event = agenda_.first();
+      if (!ready_.empty()) {
+        const std::int32_t lane = ready_.back();
+        ready_.pop_back();
+        advance(lane);
+      } else if (agenda_.time_of(event) == now_) {
+        agenda_.set(event, kNever);
+        event < num_lanes_ ? end_transfer(event) : advance(event - num_lanes_);
       } else {
-        if (!here.is_entered) {
-          here.is_entered = true;
-          begin(action, now);
-          op.type == OpType::Send ? enter_send(lane, op, now) : enter_receive(lane, op, now);
-        }
-        if (here.num_missing > 0) return;
-        if (op.type == OpType::Receive) free_slots(op, now);
-        end(lane, now);
+        for (const std::int32_t lane : choosing_) choose_transfer(lane);
+        choosing_.clear();
+        return;
       }
     }
   }
 
-  void begin(std::int32_t action, Time now) { run_.start[action] = now; }
+  void advance(std::int32_t lane) {
+    LaneState& here = lanes_[lane];
+    if (here.busy_until > now_) return;
+    while (here.next < here.end) {
+      const std::int32_t action = here.next;
+      const Op& op = wiring_.ops[action];
+      if (op.type == OpType::Compute) {
+        compute(lane, costs_.durations[action]);
+        if (here.busy_until > now_) return;
+      } else if (op.type == OpType::Gang) {
+        if (!here.is_entered) enter_gang(lane, op.begin);
+        return;
+      } else {
+        if (!here.is_entered) {
+          here.is_entered = true;
+          run_.start[action] = now_;
+          op.type == OpType::Send ? enter_send(lane, op) : enter_receive(lane, op);
+        }
+        if (here.num_missing > 0) return;
+        if (op.type == OpType::Receive) free_slots(op);
+        leave(lane, now_);
+      }
+    }
+  }
 
-  void end(std::int32_t lane, Time time) {
+  void compute(std::int32_t lane, Time duration) {
+    LaneState& here = lanes_[lane];
+    run_.start[here.next] = now_;
+    leave(lane, now_ + duration);
+    if (duration == 0) return;
+    here.busy_until = now_ + duration;
+    agenda_.set(num_lanes_ + lane, here.busy_until);
+  }
+
+  void leave(std::int32_t lane, Time time) {
     run_.end[lanes_[lane].next++] = time;
     lanes_[lane].is_entered = false;
     run_.makespan = std::max(run_.makespan, time);
   }
 
-  void enter_gang(std::int32_t lane, std::int32_t gang, Time now) {
+  void enter_gang(std::int32_t lane, std::int32_t gang) {
     const std::vector<std::int32_t>& actions = wiring_.gangs[gang];
     lanes_[lane].is_entered = true;
     if (++gang_arrived_[gang] < static_cast<std::int32_t>(actions.size())) return;
@@ -115,39 +136,37 @@ class Simulation {
     for (const std::int32_t action : actions) duration = std::max(duration, costs_.durations[action]);
     for (const std::int32_t action : actions) {
       const std::int32_t member = lane_of(action);
-      begin(action, now);
-      end(member, now + duration);
-      wake(member, now + duration);
+      compute(member, duration);
+      if (duration == 0) ready_.push_back(member);
     }
   }
 
-  void enter_send(std::int32_t lane, const Op& op, Time now) {
+  void enter_send(std::int32_t lane, const Op& op) {
     for (std::int32_t message = op.begin; message < op.end; ++message) {
-      const std::int32_t channel = wiring_.messages[message].channel;
       if (may_post(message)) {
-        post(message, now);
+        post(message);
       } else {
-        state_[message] = MessageState::WaitsForSlot;
-        waits_for_slot_[channel] = message;
+        messages_[message].progress = Progress::WaitsForSlot;
+        waits_for_slot_[wiring_.messages[message].channel] = message;
         ++lanes_[lane].num_missing;
       }
     }
   }
 
-  void enter_receive(std::int32_t lane, const Op& op, Time now) {
+  void enter_receive(std::int32_t lane, const Op& op) {
     for (std::int32_t i = op.begin; i < op.end; ++i) {
-      const std::int32_t message = wiring_.received[i];
-      is_awaited_[message] = true;
-      if (state_[message] == MessageState::Arrived) continue;
+      MessageState& message = messages_[wiring_.received[i]];
+      message.is_awaited = true;
+      if (message.progress == Progress::Arrived) continue;
       ++lanes_[lane].num_missing;
-      if (costs_.is_rendezvous && state_[message] == MessageState::WaitsForSlot) post_waiting(message, now);
+      if (costs_.is_rendezvous && message.progress == Progress::WaitsForSlot) post_waiting(wiring_.received[i]);
     }
   }
 
   bool may_post(std::int32_t message) const {
     const std::int32_t index = wiring_.messages[message].channel;
     const Channel& channel = wiring_.channels[index];
-    if (costs_.is_rendezvous) return channel.is_local() || is_awaited_[message];
+    if (costs_.is_rendezvous) return channel.is_local() || messages_[message].is_awaited;
     const std::int64_t slots = costs_.slots[key(channel)];
     return slots < 0 || num_posted_[index] - num_received_[index] < slots;
   }
@@ -156,27 +175,27 @@ class Simulation {
     return 2 * static_cast<std::size_t>(channel.name) + static_cast<std::size_t>(channel.direction);
   }
 
-  void post_waiting(std::int32_t message, Time now) {
+  void post_waiting(std::int32_t message) {
     const Channel& channel = wiring_.channels[wiring_.messages[message].channel];
     waits_for_slot_[wiring_.messages[message].channel] = -1;
-    post(message, now);
-    if (--lanes_[channel.source].num_missing == 0) wake(channel.source, now);
+    post(message);
+    if (--lanes_[channel.source].num_missing == 0) ready_.push_back(channel.source);
   }
 
-  void post(std::int32_t message, Time now) {
+  void post(std::int32_t message) {
     const std::int32_t index = wiring_.messages[message].channel;
     const Channel& channel = wiring_.channels[index];
     std::int64_t& most = run_.max_in_flight[key(channel)];
     most = std::max<std::int64_t>(most, ++num_posted_[index] - num_received_[index]);
-    state_[message] = MessageState::Posted;
-    post_time_[message] = now;
+    messages_[message].progress = Progress::Posted;
+    messages_[message].post_time = now_;
     if (time_of(message) == 0) {
-      run_.message_start[message] = now;
-      return arrive(message, now);
+      run_.message_start[message] = now_;
+      return arrive(message, channel.destination);
     }
     LaneState& source = lanes_[channel.source];
     source.queue.push_back(message);
-    if (!source.is_sending && source.queue.size() - source.queue_head == 1) stand_in_line(channel.source, now);
+    if (!source.is_sending && source.queue.size() - source.queue_head == 1) stand_in_line(channel.source);
   }
 
   Time time_of(std::int32_t message) const {
@@ -186,57 +205,59 @@ class Simulation {
                                 static_cast<std::size_t>(wiring_.messages[message].microbatch)];
   }
 
+  std::int32_t head_of(std::int32_t source) const { return lanes_[source].queue[lanes_[source].queue_head]; }
+
   // The next message of the lane's send engine waits for its receive engine from now on.
-  void stand_in_line(std::int32_t source, Time now) {
-    const LaneState& lane = lanes_[source];
-    const std::int32_t message = lane.queue[lane.queue_head];
-    const std::int32_t destination = wiring_.channels[wiring_.messages[message].channel].destination;
+  void stand_in_line(std::int32_t source) {
+    const std::int32_t destination = wiring_.channels[wiring_.messages[head_of(source)].channel].destination;
     lanes_[destination].waiting.push_back(source);
-    agenda_.set(2 * num_lanes_ + destination, now);
+    will_choose(destination);
   }
 
-  void choose_transfer(std::int32_t destination, Time now) {
+  void will_choose(std::int32_t destination) {
+    if (lanes_[destination].is_choosing || lanes_[destination].is_receiving) return;
+    lanes_[destination].is_choosing = true;
+    choosing_.push_back(destination);
+  }
+
+  void choose_transfer(std::int32_t destination) {
     LaneState& here = lanes_[destination];
-    if (here.is_receiving || here.waiting.empty()) return;
+    here.is_choosing = false;
     const auto posted_first = [this](std::int32_t a, std::int32_t b) {
-      const Time time_a = post_time_[lanes_[a].queue[lanes_[a].queue_head]];
-      const Time time_b = post_time_[lanes_[b].queue[lanes_[b].queue_head]];
+      const Time time_a = messages_[head_of(a)].post_time, time_b = messages_[head_of(b)].post_time;
       return time_a != time_b ? time_a < time_b : a < b;
     };
     const auto chosen = std::min_element(here.waiting.begin(), here.waiting.end(), posted_first);
     const std::int32_t source = *chosen;
     here.waiting.erase(chosen);
     here.is_receiving = lanes_[source].is_sending = true;
-    const std::int32_t message = lanes_[source].queue[lanes_[source].queue_head];
-    run_.message_start[message] = now;
-    agenda_.set(source, now + time_of(message));
+    run_.message_start[head_of(source)] = now_;
+    agenda_.set(source, now_ + time_of(head_of(source)));
   }
 
-  void end_transfer(std::int32_t source, Time now) {
+  void end_transfer(std::int32_t source) {
     LaneState& lane = lanes_[source];
-    const std::int32_t message = lane.queue[lane.queue_head++];
+    const std::int32_t message = head_of(source);
     const std::int32_t destination = wiring_.channels[wiring_.messages[message].channel].destination;
+    ++lane.queue_head;
     lane.is_sending = lanes_[destination].is_receiving = false;
-    arrive(message, now);
-    if (lane.queue_head < lane.queue.size()) stand_in_line(source, now);
-    agenda_.set(2 * num_lanes_ + destination, now);
+    arrive(message, destination);
+    if (lane.queue_head < lane.queue.size()) stand_in_line(source);
+    if (!lanes_[destination].waiting.empty()) will_choose(destination);
   }
 
-  void arrive(std::int32_t message, Time now) {
-    state_[message] = MessageState::Arrived;
-    run_.message_end[message] = now;
-    run_.makespan = std::max(run_.makespan, now);
-    if (!is_awaited_[message]) return;
-    const std::int32_t lane = wiring_.channels[wiring_.messages[message].channel].destination;
-    if (--lanes_[lane].num_missing == 0) wake(lane, now);
+  void arrive(std::int32_t message, std::int32_t lane) {
+    messages_[message].progress = Progress::Arrived;
+    run_.message_end[message] = now_;
+    if (messages_[message].is_awaited && --lanes_[lane].num_missing == 0) ready_.push_back(lane);
   }
 
-  void free_slots(const Op& op, Time now) {
+  void free_slots(const Op& op) {
     for (std::int32_t i = op.begin; i < op.end; ++i) {
       const std::int32_t channel = wiring_.messages[wiring_.received[i]].channel;
       ++num_received_[channel];
       const std::int32_t waiting = waits_for_slot_[channel];
-      if (waiting >= 0 && may_post(waiting)) post_waiting(waiting, now);
+      if (waiting >= 0 && may_post(waiting)) post_waiting(waiting);
     }
   }
 
@@ -259,10 +280,10 @@ class Simulation {
       const std::int32_t index = op.type == OpType::Send ? i : wiring_.received[i];
       const Message& message = wiring_.messages[index];
       const Channel& channel = wiring_.channels[message.channel];
-      if (op.type == OpType::Receive && state_[index] != MessageState::Arrived) {
+      if (op.type == OpType::Receive && messages_[index].progress != Progress::Arrived) {
         return {lane, action, channel.source, message.send};
       }
-      if (op.type == OpType::Send && state_[index] == MessageState::WaitsForSlot) {
+      if (op.type == OpType::Send && messages_[index].progress == Progress::WaitsForSlot) {
         return {lane, action, channel.destination, slot_holder(message)};
       }
     }
@@ -282,11 +303,12 @@ class Simulation {
   const Costs& costs_;
   const std::int32_t num_microbatches_;
   const std::int32_t num_lanes_;
-  Agenda agenda_;
+  Agenda agenda_;  // ends of transfers by source, then ends of actions by lane
   std::vector<LaneState> lanes_;
-  std::vector<MessageState> state_;
-  std::vector<bool> is_awaited_;  // its RECV is reached
-  std::vector<Time> post_time_;
+  Time now_ = 0;
+  std::vector<std::int32_t> ready_;     // lanes that may go on now
+  std::vector<std::int32_t> choosing_;  // lanes whose receive engine is free and has transfers to choose from
+  std::vector<MessageState> messages_;
   std::vector<std::int64_t> num_posted_, num_received_;  // per channel
   std::vector<std::int32_t> waits_for_slot_;             // per channel the message of a SEND that holds its lane, or -1
   std::vector<std::int32_t> gang_arrived_;

@@ -10,6 +10,7 @@ namespace hetsched {
 // In the order of hetsched/check/flat.py; an OVERLAP_F_B is an action of two parts, F and B.
 enum class Kind : std::int32_t { F, B, I, W, SendF, RecvF, SendB, RecvB, Unshard, Reshard, ReduceGrad };
 constexpr std::int32_t kNumMicrobatchKinds = 8;
+constexpr std::int32_t kNumKinds = 11;
 
 constexpr bool is_compute(Kind kind) { return kind <= Kind::W; }
 constexpr bool is_transfer(Kind kind) { return kind >= Kind::SendF && kind <= Kind::RecvB; }

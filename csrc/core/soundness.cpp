@@ -26,8 +26,10 @@ bool is_backward(Kind kind) { return kind == Kind::B || kind == Kind::I || kind 
 class CompleteCheck {
  public:
   CompleteCheck(const Program& program, const Sites& sites) : program_(program), sites_(sites) {
-    is_forward_only_ = std::none_of(program.parts.begin(), program.parts.end(),
-                                    [](const Part& part) { return is_backward(part.kind); });
+    const auto is_of_training = [](const Part& part) {
+      return is_backward(part.kind) || part.kind == Kind::ReduceGrad;
+    };
+    is_forward_only_ = std::none_of(program.parts.begin(), program.parts.end(), is_of_training);
   }
 
   void stage(std::int32_t module, std::int32_t stage) {
@@ -185,8 +187,6 @@ class OrderCheck {
 };
 
 struct ParameterState {
-  std::int32_t last_unshard = -1;
-  std::int32_t last_weight_gradient = -1;
   std::int32_t reduction = -1;
   bool is_sharded = false;
 };
@@ -208,21 +208,20 @@ void check_order_on_lanes(const Program& program, const Sites& sites) {
 }
 
 void check_parameters(const Program& program, const Sites& sites) {
-  std::vector<ParameterState> states(sites.num_stage_sites());
-  std::vector<bool> is_ever_sharded(sites.num_stage_sites(), false);
+  const auto num_sites = static_cast<std::size_t>(sites.num_stage_sites());
+  std::vector<bool> is_ever_sharded(num_sites, false), is_reduced(program.modules.size(), false);
   for (const Part& part : program.parts) {
     if (part.kind == Kind::Unshard || part.kind == Kind::Reshard) is_ever_sharded[sites.site_of(part)] = true;
+    if (part.kind == Kind::ReduceGrad) is_reduced[part.name] = true;
   }
-  std::int32_t lane = -1;
+  // [lane, site]
+  std::vector<ParameterState> states(num_sites * static_cast<std::size_t>(program.num_lanes));
+  for (std::size_t i = 0; i < states.size(); ++i) states[i].is_sharded = is_ever_sharded[i % num_sites];
   for_each_part(program, [&](const Part& part, const Place& at) {
-    if (at.lane != lane) {
-      lane = at.lane;
-      for (std::size_t site = 0; site < states.size(); ++site) states[site] = {-1, -1, -1, is_ever_sharded[site]};
-    }
     if (is_transfer(part.kind)) return;
-    ParameterState& state = states[sites.site_of(part)];
-    const bool needs_sharded = part.kind == Kind::Unshard;
-    if (part.kind != Kind::ReduceGrad && is_ever_sharded[sites.site_of(part)] && state.is_sharded != needs_sharded) {
+    const std::int32_t site = sites.site_of(part);
+    ParameterState& state = states[static_cast<std::size_t>(at.lane) * num_sites + static_cast<std::size_t>(site)];
+    if (part.kind != Kind::ReduceGrad && is_ever_sharded[site] && state.is_sharded != (part.kind == Kind::Unshard)) {
       throw Fault{FaultKind::NotUnsharded, at.lane, at.action};
     }
     if (part.kind == Kind::Unshard || part.kind == Kind::Reshard) state.is_sharded = !state.is_sharded;
@@ -233,6 +232,15 @@ void check_parameters(const Program& program, const Sites& sites) {
       throw Fault{FaultKind::UsedBeforeExists, at.lane, state.reduction, at.lane, at.action, part};
     }
   });
+  for (std::int32_t site = 0; site < sites.num_stage_sites(); ++site) {
+    const std::int32_t module = sites.site(site).module;
+    if (!is_reduced[module]) continue;
+    for (const std::int32_t lane : sites.site(site).lanes) {
+      if (states[static_cast<std::size_t>(lane) * num_sites + static_cast<std::size_t>(site)].reduction >= 0) continue;
+      throw Fault{FaultKind::Missing, lane, -1, lane, -1,
+                  Part{Kind::ReduceGrad, module, site - sites.stage_site(module, 0), 0, -1}};
+    }
+  }
 }
 
 }  // namespace hetsched

@@ -65,6 +65,8 @@ def _backward_twice(program: Program, fault: Fault, action: Action | None) -> st
 def _missing(program: Program, fault: Fault, action: Action | None) -> str:
     if action is None:
         return f"{fault.wanted} is missing"
+    if fault.wanted in tuple(action.flat()):
+        return f"{action} happens on several lanes at once, but is missing from lane {fault.other_lane}"
     return f"{action} needs {fault.wanted}, which is missing from lane {fault.other_lane}"
 
 

@@ -34,7 +34,7 @@ def memory_changes(program: Program, lane: int, held_bytes: ActionTable) -> Iter
             )
             if part.kind is Kind.F:
                 acquired += held
-            if part.kind is Kind.B or part.kind is Kind.W or not has_backward[part.module]:
+            if part.kind is Kind.B or part.kind is Kind.W or (part.kind is Kind.F and not has_backward[part.module]):
                 released += held
         yield position, acquired, released
 

@@ -33,7 +33,7 @@ def validate(
     Each lane executes its list in order. Nothing is missing or done twice; each action comes after what it
     needs; each SEND has one RECV, in the same order per channel (edge or pair of stages, direction, source and
     destination lane); all lanes of a gang or a collective reach it; no lanes wait for each other in a circle.
-    A forward-only program, without a single backward, is sound.
+    A forward-only program, without a single backward or REDUCE_GRAD, is sound.
 
     Args:
         program: lowered by ``hetsched.lower``.

@@ -21,7 +21,7 @@ DEFAULT_COST = "F=1,I=1,W=1"
 ENCODER = "vision"
 """The module whose costs EF and EB state."""
 _OF_ENCODER = re.compile(r"E([FB]\d*)")
-_NUMBER = re.compile(r"\d+(\.\d*)?|\.\d+", re.ASCII)
+_NUMBER = re.compile(r"(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,2})?", re.ASCII)
 # A unit of the user's is drawn as a millisecond by whoever reads the timeline later.
 _NS_PER_UNIT = MILLISECOND.ns
 _LARGEST = 2**62

@@ -25,23 +25,19 @@ def parse_cell(text: str, *, module: str) -> Action:
         action = None
     if action is None:
         raise ScheduleError(
-            f"{text!r} is not an action of torch's schedules; write <stage><kind><microbatch>, e.g. 2F0 or 3SEND_B1, "
-            "<stage><kind> for UNSHARD, RESHARD and REDUCE_GRAD, or (0F4;7B0)OVERLAP_F_B"
+            f"{text!r} is not an action of torch's; write e.g. 2F0, 3SEND_B1, 0UNSHARD or (0F4;7B0)OVERLAP_F_B"
         )
     return action
 
 
-def print_cell(action: Action, *, stage: int) -> str:
-    """The cell of a single action whose stage has this number in torch's numbering.
+def print_cell(action: Action) -> str:
+    """The cell of an action, whatever its module.
 
     Raises:
         ScheduleError: the action is a window of microbatches, which torch does not have.
     """
+    if action.parts:
+        return f"({';'.join(map(print_cell, action.parts))}){action.kind}"
     if action.first != action.last:
         raise ScheduleError(f"{action} is a window of microbatches; an action of torch's schedules takes one")
-    return f"{stage}{action.kind}{'' if action.first is None else action.first}"
-
-
-def print_pair(forward: str, backward: str) -> str:
-    """The cell of a fused pair, given the cells of its parts."""
-    return f"({forward};{backward})OVERLAP_F_B"
+    return f"{action.stage}{action.kind}{'' if action.first is None else action.first}"

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from hetsched.errors import ScheduleError
 from hetsched.exchange.torch_cell import parse_cell
+from hetsched.exchange.torch_order import check_torch_order
 from hetsched.layout.placement import ModuleOnLanes, Topology
 from hetsched.schedule.action import Action
 from hetsched.schedule.program import Program
@@ -36,7 +37,7 @@ def program_from_torch_csv(text: str, *, module: str = MODULE) -> Program:
     """The program of a file; row r is lane r, and a stage lies on the lane whose row has its actions.
 
     Idle steps are dropped: a lane does its list in order, as torch's runtime does. Whether the program is sound is
-    the checker's business.
+    the checker's business, but for the order of transfers, where torch asks for more (``torch_order``).
 
     Args:
         text: contents of the file.
@@ -44,7 +45,7 @@ def program_from_torch_csv(text: str, *, module: str = MODULE) -> Program:
 
     Raises:
         ScheduleError: an empty file or row, a cell that is no action, a stage in two rows, a stage or microbatch
-            that is left out of the numbering. The message names row and column.
+            that is left out of the numbering; the message names row and column. Or transfers that torch mixes up.
     """
     rows = [_read_row(number, cells, module) for number, cells in enumerate(_split(text), start=1)]
     if not rows:
@@ -54,7 +55,9 @@ def program_from_torch_csv(text: str, *, module: str = MODULE) -> Program:
     lane_of = _place_stages(cells)
     stages = tuple(((lane_of[stage],),) for stage in range(len(lane_of)))
     topology = Topology(len(rows), (ModuleOnLanes(module, stages),))
-    return Program(topology, num_microbatches, tuple(tuple(cell.action for cell in row) for row in rows))
+    program = Program(topology, num_microbatches, tuple(tuple(cell.action for cell in row) for row in rows))
+    check_torch_order(program)
+    return program
 
 
 def _split(text: str) -> list[list[str]]:

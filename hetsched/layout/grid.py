@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -76,8 +75,3 @@ class Grid:
         """All ranks of one pipeline rank, over all replicas: those that hold copies of one stage."""
         width = self.layout.tp * self.layout.cp * self.layout.dp
         return self.ranks[width * pp : width * (pp + 1)]
-
-
-def world_size(grids: Iterable[Grid]) -> int:
-    """The number of ranks needed: one more than the largest that occurs."""
-    return 1 + max(rank for grid in grids for rank in grid.ranks)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hetsched import ops
 from hetsched.models.attention import Rotary, SelfAttention, SequencePadding
 from hetsched.plan.model import LLMConfig, stage_layers
 from hetsched.runtime.stage import StageMeta
@@ -45,11 +46,12 @@ class TokenEmbedding(nn.Module):
         self.tokens = nn.Embedding(config.vocab, config.hidden)
 
     def forward(self, meta: StageMeta) -> Tensor:
-        rows_TC: Tensor = self.tokens(meta.inputs["ids"])
-        for name in sorted(meta.boundary):
-            entering = meta.boundary[name]
-            rows_TC = rows_TC.index_copy(0, entering.index, entering.rows.to(rows_TC.dtype))
-        return rows_TC
+        ids_T, table_VC = meta.inputs["ids"], self.tokens.weight
+        entering = [meta.boundary[name] for name in sorted(meta.boundary)]
+        if not entering:
+            return ops.gather(table_VC, ids_T)
+        slot_T = ops.slots([part.index for part in entering], ids_T.shape[0])
+        return ops.merge(table_VC, ids_T, slot_T, [part.rows.to(table_VC.dtype) for part in entering])
 
 
 class LossHead(nn.Module):

@@ -252,7 +252,8 @@ def _check_training(plan: Plan) -> None:
     training = plan.training
     if training is None:
         return
-    for name in ("steps", "warmup_steps", "weight_decay", "clip_grad_norm", "evaluate_every"):
+    _check_least(training, "steps", 1, section="training")
+    for name in ("warmup_steps", "weight_decay", "clip_grad_norm", "evaluate_every"):
         _check_least(training, name, 0, section="training")
     rate, beta2 = training.learning_rate, training.beta2
     require(

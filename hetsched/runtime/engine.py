@@ -20,9 +20,12 @@ from hetsched.runtime.executor import Executor, StepResult
 from hetsched.runtime.mesh import ModuleMesh, copies_group, make_meshes
 from hetsched.runtime.recorder import Recorder
 from hetsched.runtime.report import EvaluationReport, StepReport, gather_figures, gather_objects
+from hetsched.runtime.trace import RankTrace, measured_timeline
 from hetsched.runtime.transport.gloo import GlooTransport
 from hetsched.runtime.work import Channels, RankStep
 from hetsched.schedule.action import Kind
+from hetsched.schedule.program import Program
+from hetsched.sim.timeline import Timeline
 from hetsched.stepplan import StepPlan, make_topology, plan_step, step_program
 
 Builder = Callable[[int, ModuleMesh], nn.Module]
@@ -68,6 +71,7 @@ class Engine:
             deferring={a.module for lane in step_program(plan).lanes for a in lane if a.kind is Kind.W},
         )
         self._channels = Channels(plan)
+        self._last_program: Program | None = None
         _, lanes = make_topology(plan)
         self._lane = next(i for i, ranks in enumerate(lanes) if self.rank in ranks)
 
@@ -99,6 +103,12 @@ class Engine:
         losses = gather_objects((float(result.loss_sum), self._outputs(step, result)), group=None)
         outputs = {index: rows for _, part in losses for index, rows in part.items()}
         return EvaluationReport(sum(loss for loss, _ in losses) / step.divisor, outputs)
+
+    def timeline(self) -> Timeline:
+        """The last step as it ran, on all ranks; every rank calls this. See hetsched.runtime.trace."""
+        trace = RankTrace(self._lane, self.recorder.began_ns, tuple(self.recorder.records))
+        assert self._last_program is not None, "there was no step yet"
+        return measured_timeline(self._last_program, gather_objects(trace, group=None))
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The trained parameters that live on this rank."""
@@ -165,6 +175,7 @@ class Engine:
 
     def _run(self, work: RankStep, step: StepPlan, *, is_training: bool) -> StepResult:
         self._exchange.sent_bytes = 0
+        self._last_program = step.program
         self.recorder.begin_step()
         return self._executor.run(step.program.lanes[self._lane], work, is_training=is_training)
 

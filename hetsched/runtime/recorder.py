@@ -31,12 +31,12 @@ class Recorder:
 
     def __init__(self) -> None:
         self.records: list[Record] = []
-        self._began = self._waited = 0
+        self.began_ns = self._waited = 0
 
     def begin_step(self) -> None:
         """Forget the last step; times count from here."""
         self.records = []
-        self._began = time.perf_counter_ns()
+        self.began_ns = time.perf_counter_ns()
 
     @contextmanager
     def action(self, action: Action) -> Iterator[None]:
@@ -55,7 +55,7 @@ class Recorder:
 
     def now(self) -> int:
         """Nanoseconds since the step began."""
-        return time.perf_counter_ns() - self._began
+        return time.perf_counter_ns() - self.began_ns
 
     @property
     def waited_ns(self) -> int:

@@ -30,13 +30,13 @@ from hetsched.schedule.action import Action, Kind, act, overlap
 def dualpipev(num_lanes: int, num_microbatches: int, *, module: str = "llm") -> tuple[tuple[Action, ...], ...]:
     """For each of ``num_lanes`` lanes, its compute actions; stages s and ``2 * num_lanes - 1 - s`` are on lane s."""
     num_planned = max(num_microbatches, 2 * num_lanes)
-    return tuple(
-        tuple(_without(_Lane(lane, num_lanes, num_planned, module).actions(), num_microbatches))
-        for lane in range(num_lanes)
-    )
+    rows = (_Lane(lane, num_lanes, num_planned, module).actions() for lane in range(num_lanes))
+    if num_planned == num_microbatches:
+        return tuple(map(tuple, rows))
+    return tuple(tuple(_up_to(row, num_microbatches)) for row in rows)
 
 
-def _without(actions: Iterator[Action], num_microbatches: int) -> Iterator[Action]:
+def _up_to(actions: Iterator[Action], num_microbatches: int) -> Iterator[Action]:
     """The actions on existing microbatches; of a fused pair the part that is left."""
     for action in actions:
         kept = [part for part in action.flat() if part.first is not None and part.first < num_microbatches]

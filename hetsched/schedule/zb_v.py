@@ -25,14 +25,10 @@ from hetsched.schedule.action import Action, Kind, act
 def zb_v(num_lanes: int, num_microbatches: int, *, module: str = "llm") -> tuple[tuple[Action, ...], ...]:
     """For each of ``num_lanes`` lanes, its compute actions; stages s and ``2 * num_lanes - 1 - s`` are on lane s."""
     num_planned = max(num_microbatches, 2 * num_lanes - 1)
-    return tuple(
-        tuple(
-            action
-            for action in _Lane(lane, num_lanes, num_planned, module).actions()
-            if action.first is not None and action.first < num_microbatches
-        )
-        for lane in range(num_lanes)
-    )
+    rows = (_Lane(lane, num_lanes, num_planned, module).actions() for lane in range(num_lanes))
+    if num_planned == num_microbatches:
+        return tuple(map(tuple, rows))
+    return tuple(tuple(a for a in row if a.first is not None and a.first < num_microbatches) for row in rows)
 
 
 @dataclass

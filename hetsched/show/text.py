@@ -7,7 +7,8 @@ from collections.abc import Iterable
 
 from hetsched.schedule.action import Kind
 from hetsched.show.label import Labels
-from hetsched.show.unit import MILLISECOND, Unit
+from hetsched.show.ticks import tick_times
+from hetsched.show.unit import Unit, fitting_unit
 from hetsched.sim.bubble import bubble_fraction, bubbles
 from hetsched.sim.live import peak_live_microbatches
 from hetsched.sim.timeline import Span, Stream, Timeline
@@ -15,10 +16,10 @@ from hetsched.sim.timeline import Span, Stream, Timeline
 IDLE = "."
 _FILL = {Kind.F: "-", Kind.W: "~"}
 _OTHER_FILL = "="
-_NUM_TICKS = 8
+_COLUMNS_PER_TICK = 12
 
 
-def draw(timeline: Timeline, *, width: int = 120, unit: Unit = MILLISECOND) -> str:
+def draw(timeline: Timeline, *, width: int = 120, unit: Unit | None = None) -> str:
     """The compute actions of each lane on a common time axis.
 
     Each action starts with its name (see ``Labels``) where there is room, otherwise with its kind, or, of a module that
@@ -28,9 +29,10 @@ def draw(timeline: Timeline, *, width: int = 120, unit: Unit = MILLISECOND) -> s
     Args:
         timeline: simulated or measured.
         width: columns of the time axis.
-        unit: in which times are written.
+        unit: in which times are written; one that fits the makespan by default.
     """
     makespan = max(1, timeline.makespan_ns)
+    unit = unit or fitting_unit(makespan)
     labels = Labels(timeline.program)
     live = peak_live_microbatches(timeline.program)
     heads = [f"lane {lane}" for lane in range(len(live))]
@@ -61,29 +63,19 @@ def _row(spans: Iterable[Span], labels: Labels, *, makespan: int, width: int) ->
 
 def _paint(names: tuple[str, ...], length: int, *, fill: str) -> str:
     """The longest name that fits, then a fill; the last column is a boundary if there is room."""
-    name = next(name for name in names if len(name) <= length)
+    # A name that begins with a digit would run into the one before it if that had no boundary.
+    name = next(name for name in names if len(name) + name[0].isdigit() <= length)
     text = name + fill * (length - len(name))
     return text[:-1] + "|" if len(name) < length and length > 2 else text
 
 
 def _ruler(makespan: int, width: int, unit: Unit) -> str:
     """Round times above the columns in which they lie."""
-    step = _round_step(makespan / _NUM_TICKS / unit.ns)
     row = [" "] * (width + 16)
-    tick = 0
-    while (time_ns := round(tick * step * unit.ns)) <= makespan:
+    for time_ns, text in tick_times(makespan, unit=unit, most=width / _COLUMNS_PER_TICK):
         column = time_ns * width // makespan
-        row[column : column + 16] = f"{tick * step:<16g}"
-        tick += 1
+        row[column : column + 16] = f"{text:<16}"
     return "".join(row).rstrip()
-
-
-def _round_step(smallest: float) -> float:
-    """The first of 1, 2, 5, 10, ... times a power of ten that is not smaller."""
-    power = 10.0 ** len(str(int(smallest))) if smallest >= 1 else 1.0
-    while power > smallest:
-        power /= 10
-    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= smallest)
 
 
 def _legend(timeline: Timeline, labels: Labels, unit: Unit) -> str:

@@ -30,5 +30,11 @@ class Unit:
         return f"{digits} {self.name}".rstrip()
 
 
-MILLISECOND = Unit(1_000_000, "ms")
 NANOSECOND = Unit(1, "ns")
+MILLISECOND = Unit(1_000_000, "ms")
+_UNITS = (Unit(1_000_000_000, "s"), MILLISECOND, Unit(1_000, "us"))
+
+
+def fitting_unit(time_ns: int) -> Unit:
+    """The largest unit of which the time has at least one."""
+    return next((unit for unit in _UNITS if time_ns >= unit.ns), NANOSECOND)

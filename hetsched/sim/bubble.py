@@ -15,10 +15,12 @@ Needs nothing but spans, so that simulated and measured timelines are compared b
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import reduce
 from itertools import pairwise
+from operator import attrgetter
 
 from hetsched.sim.timeline import Span, Stream, Timeline
 
@@ -69,8 +71,9 @@ def _of_lane(timeline: Timeline, lane: int) -> Bubble:
     if not busy:
         return Bubble(cooldown=timeline.makespan_ns)
     gaps = [(end, start) for (_, end), (start, _) in pairwise(busy) if end < start]
-    messages = timeline.stream(lane, Stream.RECEIVE)
-    transfer = sum(_awaited(messages, gap) for gap in gaps)
+    messages = sorted(timeline.stream(lane, Stream.RECEIVE), key=attrgetter("end_ns"))
+    arrivals = [message.end_ns for message in messages]
+    transfer = sum(_awaited(messages, arrivals, gap) for gap in gaps)
     between = sum(end - start for start, end in gaps)
     return Bubble(
         warmup=busy[0][0],
@@ -80,10 +83,11 @@ def _of_lane(timeline: Timeline, lane: int) -> Bubble:
     )
 
 
-def _awaited(messages: Sequence[Span], gap: tuple[int, int]) -> int:
-    """How long in the gap messages were on their way that had arrived at its end."""
+def _awaited(messages: Sequence[Span], arrivals: Sequence[int], gap: tuple[int, int]) -> int:
+    """How long in the gap messages, sorted by arrival, were on their way that had arrived at its end."""
     start, end = gap
-    on_the_way = [m for m in messages if m.start_ns < m.end_ns <= end and m.end_ns > start]
+    in_gap = messages[bisect_right(arrivals, start) : bisect_right(arrivals, end)]
+    on_the_way = [m for m in in_gap if m.start_ns < m.end_ns]
     return _length(_busy(m._replace(start_ns=max(start, m.start_ns)) for m in on_the_way))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hetsched.check.flat import FlatProgram
+from hetsched.check.flat import KINDS, FlatProgram
 from hetsched.errors import ScheduleError
 from hetsched.schedule.action import Action, Kind
 from hetsched.schedule.program import Program
@@ -78,28 +78,29 @@ class Costs:
         Raises:
             ScheduleError: nothing is stated for it.
         """
-        if action.kind is Kind.OVERLAP_F_B:
-            forward, backward = action.parts
-            stated = [self._find(Kind.OVERLAP_F_B, forward, m, lane) for m in forward.microbatches]
-            if None not in stated:
-                return sum(filter(None, stated))
-            return self.duration_ns(forward, lane=lane) + self.duration_ns(backward, lane=lane)
-        return sum(self._one(action, m, lane) for m in action.microbatches or (None,))
-
-    def _find(self, kind: Kind, action: Action, microbatch: int | None, lane: int) -> int | None:
-        return self.durations_ns.find(kind, action.module, action.stage, microbatch=microbatch, lane=lane)
-
-    def _one(self, action: Action, microbatch: int | None, lane: int) -> int:
-        found = self._find(action.kind, action, microbatch, lane)
-        if found is not None:
-            return found
-        if action.kind.is_collective:
-            return 0
-        if action.kind is Kind.B:
-            halves = [self._find(kind, action, microbatch, lane) for kind in (Kind.I, Kind.W)]
-            if None not in halves:
-                return sum(filter(None, halves))
+        first = action.parts[0] if action.parts else action
+        stated = [
+            self.stated_ns(action.kind, first.module, first.stage, microbatch=m, lane=lane)
+            for m in first.microbatches or (None,)
+        ]
+        if None not in stated:
+            return sum(filter(None, stated))
+        if action.parts:
+            return sum(self.duration_ns(part, lane=lane) for part in action.parts)
         raise ScheduleError(f"no cost for {action} on lane {lane}; state one for {action.kind} at least")
+
+    def stated_ns(self, kind: Kind, module: str, stage: int, *, microbatch: int | None, lane: int) -> int | None:
+        """Nanoseconds of one microbatch, by the rules above, or None."""
+        found = self.durations_ns.find(kind, module, stage, microbatch=microbatch, lane=lane)
+        if found is None and kind.is_collective:
+            return 0
+        if found is None and kind is Kind.B:
+            halves = [
+                self.durations_ns.find(half, module, stage, microbatch=microbatch, lane=lane)
+                for half in (Kind.I, Kind.W)
+            ]
+            return None if None in halves else sum(filter(None, halves))
+        return found
 
     def to_json(self) -> dict[str, Any]:
         """The contents of a cost file."""
@@ -137,24 +138,34 @@ def load_costs(path: Path) -> Costs:
 
 
 def duration_array(flat: FlatProgram, costs: Costs) -> Int64s:
-    """Nanoseconds of every action, in the engine's order; 0 for transfers."""
-    result = array("q")
-    known: dict[Hashable, int] = {}
-    is_by_stage = costs.durations_ns.is_by_stage
-    for lane, actions in enumerate(flat.program.lanes):
-        for action in actions:
-            # Actions of one kind and stage cost the same, unless a pattern says more.
-            key: Hashable = (action, lane)
-            if is_by_stage and action.first == action.last:
-                parts = action.parts
-                stages = (parts[0].stage, parts[1].module, parts[1].stage) if parts else action.stage
-                key = (action.kind, action.module, stages)
-            duration = known.get(key)
-            if duration is None:
-                duration = 0 if action.kind.is_transfer else costs.duration_ns(action, lane=lane)
-                known[key] = duration
-            result.append(duration)
-    return np.asarray(result)
+    """Nanoseconds of every action, in the engine's order; 0 for transfers.
+
+    Raises:
+        ScheduleError: nothing is stated for an action.
+    """
+    if costs.durations_ns.is_by_stage:
+        result = flat.compiled.durations(_stage_table(flat.program, costs))
+        if result.min(initial=0) >= 0:
+            return result
+    every = (
+        0 if action.kind.is_transfer else costs.duration_ns(action, lane=lane)
+        for lane, actions in enumerate(flat.program.lanes)
+        for action in actions
+    )
+    return np.fromiter(every, np.int64, flat.lane_begin[-1])
+
+
+def _stage_table(program: Program, costs: Costs) -> Int64s:
+    """Nanoseconds of one microbatch by kind, fused pairs last, and stage; -1 where nothing is stated."""
+    stages = [(module.name, stage) for module in program.topology.modules for stage in range(module.num_stages)]
+    table = np.full((len(KINDS) + 1, len(stages)), -1, np.int64)
+    for row, kind in enumerate((*KINDS, Kind.OVERLAP_F_B)):
+        if kind.is_transfer:
+            continue
+        for column, (module, stage) in enumerate(stages):
+            stated = costs.stated_ns(kind, module, stage, microbatch=None, lane=0)
+            table[row, column] = -1 if stated is None else stated
+    return table
 
 
 def message_times(program: Program, costs: Costs) -> Int64s:

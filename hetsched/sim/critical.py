@@ -6,7 +6,7 @@ from collections import defaultdict, deque
 from collections.abc import Iterator
 from itertools import pairwise
 
-from hetsched.schedule.action import Action
+from hetsched.schedule.action import Action, Kind
 from hetsched.sim.messages import message_pairs
 from hetsched.sim.timeline import Span, Stream, Timeline
 
@@ -42,26 +42,29 @@ def _by_end(span: Span) -> tuple[int, int, int]:
 
 
 class _Causes:
-    """What each span of a timeline waited for."""
+    """What each span of a timeline waited for.
+
+    Spans are known here by identity: to hash one costs as much as all the rest.
+    """
 
     def __init__(self, timeline: Timeline) -> None:
         self._at: dict[_Place, list[Span]] = defaultdict(list)
-        self._place: dict[Span, _Place] = {}
-        self._gang: dict[tuple[Action, int], list[Span]] = defaultdict(list)
+        self._place: dict[int, _Place] = {}
+        self._gang: dict[tuple[str, int, Kind, int | None, int], list[Span]] = defaultdict(list)
         self._find_places(timeline)
-        self._send_place: dict[Span, _Place] = {}
-        self._before: dict[Span, list[Span]] = defaultdict(list)
+        self._send_place: dict[int, _Place] = {}
+        self._before: dict[int, list[Span]] = defaultdict(list)
         self._find_messages(timeline)
 
     def of(self, span: Span) -> list[Span]:
         if span.stream is Stream.COMPUTE:
-            gang = self._gang[span.action, span.start_ns]
-            return [cause for member in gang for cause in self._ready(self._place[member])]
-        causes = [*self._before[span]]
-        if span in self._send_place:
-            causes += self._ready(self._send_place[span])
+            gang = self._gang[_gang_key(span)]
+            return [cause for member in gang for cause in self._ready(self._place[id(member)])]
+        causes = [*self._before[id(span)]]
+        if id(span) in self._send_place:
+            causes += self._ready(self._send_place[id(span)])
         if all(cause.end_ns < span.start_ns for cause in causes):
-            causes += self._ready(self._place[span])
+            causes += self._ready(self._place[id(span)])
         return causes
 
     def _find_places(self, timeline: Timeline) -> None:
@@ -72,26 +75,28 @@ class _Causes:
                 places[action].append(position)
             for span in timeline.stream(lane, Stream.COMPUTE):
                 self._add(span, (lane, places[span.action].popleft()))
-                self._gang[span.action, span.start_ns].append(span)
+                self._gang[_gang_key(span)].append(span)
             for span in timeline.stream(lane, Stream.RECEIVE):
                 self._add(span, (lane, places[span.action][0]))
             for span in timeline.stream(lane, Stream.SEND):
-                self._place[span] = (lane, places[span.action][0])
+                self._place[id(span)] = (lane, places[span.action][0])
 
     def _add(self, span: Span, place: _Place) -> None:
-        self._place[span] = place
+        self._place[id(span)] = place
         self._at[place].append(span)
 
     def _find_messages(self, timeline: Timeline) -> None:
-        pairs = list(message_pairs(timeline))
-        arrival = dict(pairs)
-        self._send_place = {received: self._place[sent] for sent, received in pairs}
+        arrival = {}
+        for sent, received in message_pairs(timeline):
+            arrival[id(sent)] = received
+            self._send_place[id(received)] = self._place[id(sent)]
         for lane in range(len(timeline.program.lanes)):
-            sent = [arrival[span] for span in timeline.stream(lane, Stream.SEND) if span in arrival]
-            for engine in (sent, timeline.stream(lane, Stream.RECEIVE)):
-                in_turn = [span for span in engine if span.duration_ns]
+            sends = timeline.stream(lane, Stream.SEND)
+            arrived = [arrival[id(span)] for span in sends if id(span) in arrival]
+            for engine in (arrived, timeline.stream(lane, Stream.RECEIVE)):
+                in_turn = [span for span in engine if span.end_ns > span.start_ns]
                 for before, after in pairwise(in_turn):
-                    self._before[after].append(before)
+                    self._before[id(after)].append(before)
 
     def _ready(self, place: _Place) -> Iterator[Span]:
         """What a lane did last before it reached a place: one action, and the messages received since."""
@@ -102,3 +107,9 @@ class _Causes:
             yield from found
             if found and found[0].stream is Stream.COMPUTE:
                 return
+
+
+def _gang_key(span: Span) -> tuple[str, int, Kind, int | None, int]:
+    """Equal for the spans of a gang's action."""
+    action = span.action
+    return action.module, action.stage, action.kind, action.first, span.start_ns

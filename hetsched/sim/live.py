@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 
-from hetsched.check.memory import memory_changes
-from hetsched.schedule.action import Kind
+from hetsched.schedule.action import Action, Kind
 from hetsched.schedule.program import Program
-from hetsched.schedule.table import ActionTable, Pattern
 
 
 def peak_live_microbatches(program: Program, *, modules: Collection[str] | None = None) -> tuple[int, ...]:
@@ -19,13 +17,24 @@ def peak_live_microbatches(program: Program, *, modules: Collection[str] | None 
     """
     if modules is None:
         modules = [module.name for module in program.topology.modules if not module.takes_items]
-    one_each = ActionTable({Pattern(Kind.F, name): 1 for name in modules})
-    peaks = []
-    for lane in range(len(program.lanes)):
-        live = peak = 0
-        for _, acquired, released in memory_changes(program, lane, one_each):
-            live += acquired
-            peak = max(peak, live)
-            live -= released
-        peaks.append(peak)
-    return tuple(peaks)
+    counted = {module.name: module.has_backward for module in program.topology.modules if module.name in modules}
+    return tuple(_peak(actions, counted) for actions in program.lanes)
+
+
+def _peak(actions: Sequence[Action], counted: Mapping[str, bool]) -> int:
+    """The peak of one lane; ``counted`` says of each module that counts whether it has a backward."""
+    live = peak = 0
+    for action in actions:
+        ended = 0
+        for part in action.parts or (action,):
+            if part.module not in counted or part.first is None or part.last is None:
+                continue
+            size = part.last - part.first + 1
+            if part.kind is Kind.F:
+                live += size
+            if part.kind is Kind.B or part.kind is Kind.W or (part.kind is Kind.F and not counted[part.module]):
+                ended += size
+        # The parts of a fused pair hold their state side by side.
+        peak = max(peak, live)
+        live -= ended
+    return peak

@@ -57,7 +57,8 @@ def launch(worker: Callable[..., None], *args: Any, num_ranks: int) -> None:
 
 
 def _rank_main(rank: int, num_ranks: int, folder: str, worker: Callable[..., None], args: tuple[Any, ...]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # Ctrl-C reaches every process of the terminal; the launcher alone decides what follows, and ends the ranks.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_launcher, daemon=True).start()
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // num_ranks))
     try:

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
@@ -20,16 +21,19 @@ from hetsched.train.launch import launch
 from hetsched.train.trainer import Evaluation, Trainer
 
 
-def train_plan(plan: Plan, *, stop_after: int | None = None, out: Path | None = None) -> Path:
+def train_plan(
+    plan: Plan, *, stop_after: int | None = None, out: Path | None = None, trace: Path | None = None
+) -> Path:
     """Train as the plan says, on as many processes as it has ranks.
 
     Args:
         plan: with model, data and training.
         stop_after: end after so many steps of the plan's; the learning rate's schedule stays the plan's.
         out: folder of metrics.jsonl; ``runs/<name>`` by default.
+        trace: file for the measured timeline of the last step, as `hetsched show` reads it.
 
     Returns:
-        The path of metrics.jsonl: a line per step, then one of the final evaluation.
+        The path of metrics.jsonl: a line per step, and one per evaluation; the last line is of the final evaluation.
 
     Raises:
         PlanError: the plan lacks a section, or does not have the one encoder that the data is for.
@@ -39,7 +43,7 @@ def train_plan(plan: Plan, *, stop_after: int | None = None, out: Path | None = 
     out = Path("runs", plan.name) if out is None else out
     out.mkdir(parents=True, exist_ok=True)
     metrics = out / "metrics.jsonl"
-    launch(_train_rank, plan, stop_after, metrics, num_ranks=plan.world_size)
+    launch(_train_rank, plan, stop_after, metrics, trace, num_ranks=plan.world_size)
     return metrics
 
 
@@ -54,17 +58,31 @@ def _check_sections(plan: Plan) -> None:
         raise PlanError(problem, field="modules", fix=f"have one encoder, named {ENCODER}", source=plan.source)
 
 
-def _train_rank(plan: Plan, stop_after: int | None, metrics: Path) -> None:
+def _train_rank(plan: Plan, stop_after: int | None, metrics: Path, trace: Path | None = None) -> None:
     assert plan.training is not None
     trainer = Trainer(plan)
     num_steps = plan.training.steps if stop_after is None else min(stop_after, plan.training.steps)
-    if dist.get_rank() != 0:
-        trainer.train(num_steps, after_step=lambda *_: None)
-        trainer.evaluate()
-        return
-    with metrics.open("w", encoding="utf-8") as file:
-        trainer.train(num_steps, after_step=_logger(plan, num_steps, file))
-        _write(file, evaluation_line(num_steps, trainer.evaluate()))
+    every = plan.training.evaluate_every or num_steps
+    with metrics.open("w", encoding="utf-8") if dist.get_rank() == 0 else nullcontext() as file:
+        log = _logger(plan, num_steps, file) if file else lambda *_: None
+
+        def after_step(step: int, report: StepReport, norm: float) -> None:
+            log(step, report, norm)
+            num_done = step + 1
+            if trace is not None and num_done == num_steps:
+                _write_trace(trace, trainer)
+            if num_done % every == 0 or num_done == num_steps:
+                evaluation = trainer.evaluate()
+                if file:
+                    _write(file, evaluation_line(num_done, evaluation))
+
+        trainer.train(num_steps, after_step=after_step)
+
+
+def _write_trace(path: Path, trainer: Trainer) -> None:
+    timeline = trainer.engine.timeline()
+    if dist.get_rank() == 0:
+        path.write_text(json.dumps(timeline.to_json()), encoding="utf-8")
 
 
 def evaluation_line(step: int, evaluation: Evaluation) -> dict[str, Any]:

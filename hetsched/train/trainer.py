@@ -52,6 +52,9 @@ class Trainer:
         self._optimizer = make_optimizer(self.engine.parameters(), self._training)
         self._train, self._train_checked = self._source("train")
         self._heldout, self._heldout_checked = self._source("held_out")
+        self._questions = [self._heldout_checked.describe(index) for index in range(self._data.num_heldout)]
+        # Here, so that too few of them are refused before any step.
+        self._swapped_questions = swap_items(self._questions)
 
     def _source(self, split: str) -> tuple[DigitsSource, CheckedSource]:
         assert self._plan.model is not None
@@ -79,10 +82,9 @@ class Trainer:
 
     def evaluate(self) -> Evaluation:
         """Ask the held-out questions, with their images and with those of others."""
-        samples = [self._heldout_checked.describe(index) for index in range(self._data.num_heldout)]
-        loss, exact = self._ask(samples)
-        _, exact_swapped = self._ask(swap_items(samples))
-        kinds = [self._heldout.kind(sample.index) for sample in samples]
+        loss, exact = self._ask(self._questions)
+        _, exact_swapped = self._ask(self._swapped_questions)
+        kinds = [self._heldout.kind(sample.index) for sample in self._questions]
         tallies = tally(kinds, exact)
         return Evaluation(loss, tallies, of_pixels(tallies), of_pixels(tally(kinds, exact_swapped)))
 

@@ -2,6 +2,7 @@
 
 #include "check.h"
 #include "core/engine.h"
+#include "core/lower_bound.h"
 #include "core/soundness.h"
 
 using namespace hetsched;
@@ -88,4 +89,48 @@ TEST(costs_that_do_not_fit_throw) {
   CHECK_THROWS(std::invalid_argument, run(wiring, costs, 1, 1));
   costs.durations.pop_back();
   CHECK_THROWS(std::invalid_argument, run(wiring, costs, 1, 1));
+}
+
+// Two sources post to one destination: lane 2 receives what was posted first, and at ties from the smaller lane.
+TEST(a_receive_engine_takes_one_message_at_a_time) {
+  Program program{3, 1, {{{{{0}}}, false, true}, {{{{1}}}, false, true}, {{{{2}}}, false, false}}, {}, {}, {0}, {}};
+  program.edges = {{0, 2, 0}, {1, 2, 0}};
+  program.lane_begin = {0, 2, 4, 7};
+  program.parts = {
+      {Kind::F, 0, 0, 0, 0},     {Kind::SendF, 3, 0, 0, 0}, {Kind::F, 1, 0, 0, 0},     {Kind::SendF, 4, 0, 0, 0},
+      {Kind::RecvF, 3, 0, 0, 0}, {Kind::RecvF, 4, 0, 0, 0}, {Kind::F, 2, 0, 0, 0},
+  };
+  for (std::int32_t i = 1; i <= 7; ++i) program.part_begin.push_back(i);
+  Costs costs{{1, 0, 1, 0, 0, 0, 1}, {0, 0, 0, 0, 0, 0, 10, 0, 10, 0}, std::vector<std::int64_t>(10, -1), false};
+  const Wiring wiring = checked(program);
+  CHECK(run(wiring, costs, 5, 1).message_start == std::vector<Time>{1, 11});
+  costs.durations[0] = 2;
+  CHECK(run(wiring, costs, 5, 1).message_start == std::vector<Time>{11, 1});
+}
+
+TEST(a_send_waits_for_a_slot_and_a_lane_that_waits_for_ever_is_named) {
+  // The encoder on lane 0 sends two microbatches to lane 0 itself before it receives the first.
+  Program program{1, 2, {{{{{0}}}, false, true}, {{{{0}}}, false, false}}, {{0, 1, 0}}, {}, {0}, {0, 8}};
+  program.parts = {
+      {Kind::F, 0, 0, 0, 0},     {Kind::SendF, 2, 0, 0, 0}, {Kind::F, 0, 0, 1, 1},     {Kind::SendF, 2, 0, 1, 1},
+      {Kind::RecvF, 2, 0, 0, 0}, {Kind::F, 1, 0, 0, 0},     {Kind::RecvF, 2, 0, 1, 1}, {Kind::F, 1, 0, 1, 1},
+  };
+  for (std::int32_t i = 1; i <= 8; ++i) program.part_begin.push_back(i);
+  Costs costs{std::vector<Time>(8, 1), std::vector<Time>(12, 0), std::vector<std::int64_t>(6, 2), false};
+  const Wiring wiring = checked(program);
+  const Run enough = run(wiring, costs, 3, 2);
+  CHECK(enough.waits.empty());
+  CHECK(enough.max_in_flight[4] == 2);
+  costs.slots.assign(6, 1);
+  const Run stuck = run(wiring, costs, 3, 2);
+  CHECK(stuck.waits.size() == 1);
+  CHECK(stuck.waits[0].action == 3);
+  CHECK(stuck.waits[0].for_action == 4);
+}
+
+TEST(the_lower_bound_is_head_work_and_tail) {
+  const Program program = two_stages();
+  const Sites sites(program);
+  const Wiring wiring = wire(program, sites);
+  CHECK(lower_bound(program, sites, wiring, costs_of(program)) == 2 + 5 + 2 + 3 + 7 + 3);
 }

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
+
 from hetsched.batch import Batch, Placeholder, Sample
 from hetsched.errors import HetschedError
 from hetsched.models.multimodal import builders
@@ -14,7 +16,6 @@ from hetsched.plan import Plan
 from hetsched.runtime.engine import Engine
 from hetsched.train.checks import CheckedSource
 from hetsched.train.digits import DigitsSource
-from torch import Tensor
 
 BAD = 5
 """The sample that has the fault; it has images that no other sample of the batch has."""

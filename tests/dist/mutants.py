@@ -8,6 +8,7 @@ from unittest import mock
 
 import torch
 import torch.distributed as dist
+
 from hetsched.parallel import data
 from hetsched.runtime import engine
 from hetsched.runtime.exchange import Arriving

@@ -26,7 +26,7 @@ class Pool:
 
     def __init__(self, size: int) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["torch", "torch.distributed", "hetsched.runtime.engine"])
+        context.set_forkserver_preload(["torch.distributed.pipelining", "hetsched.runtime.engine"])
         self._pipes: list[Connection] = []
         self._processes = []
         for _ in range(size):

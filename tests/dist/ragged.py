@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from hetsched.batch import Item, Placeholder, Sample
 from torch import Tensor
+
+from hetsched.batch import Item, Placeholder, Sample
 
 VOCAB = 50
 PATCH = 4

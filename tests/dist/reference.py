@@ -7,11 +7,12 @@ from itertools import accumulate, pairwise
 from types import SimpleNamespace
 
 import torch
+from torch import Tensor, nn
+
 from hetsched.batch import DataSource, Item, Sample
 from hetsched.models.multimodal import builders
 from hetsched.plan import Plan
 from hetsched.runtime.stage import BoundaryRows, StageMeta
-from torch import Tensor, nn
 
 
 @dataclass

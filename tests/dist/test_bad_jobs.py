@@ -53,7 +53,8 @@ def test_a_plan_for_more_ranks_than_were_launched_is_refused_by_each(ranks: Pool
     said = ranks.run(start_with, [plan] * 3, num_ranks=3)
     assert ranks.run(start_with, [plan] * 2, num_ranks=2) == ["started"] * 2
     for rank, message in enumerate(said):
-        assert message.startswith(f"PlanError: rank {rank}: the plan is for 2 ranks, 3 were launched\n  field world_size")
+        assert message.startswith(f"PlanError: rank {rank}: the plan is for 2 ranks, 3 were launched\n")
+        assert "field world_size" in message
         assert "fix: launch 2 processes, or write world_size = 3" in message
 
 

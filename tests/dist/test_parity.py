@@ -6,9 +6,9 @@ from functools import lru_cache
 
 import pytest
 import torch
-from hetsched.plan import Plan
 from torch import Tensor
 
+from hetsched.plan import Plan
 from tests.dist.mutants import MUTANTS
 from tests.dist.plans import make_plan
 from tests.dist.pool import Pool, RanksFailed
@@ -35,7 +35,10 @@ CASES = {
     "colocated dp 4, pp 4": (dict(vision=layout(dp=4), llm=layout(pp=4), world_size=4), "many"),
     "colocated dp 4, dp 2 pp 2": (dict(vision=layout(dp=4), llm=layout(dp=2, pp=2), world_size=4), "many"),
     "colocated dp 8, dp 2 pp 4": (dict(vision=layout(dp=8), llm=layout(dp=2, pp=4), world_size=8), "many"),
-    "colocated dp 4, pp 4, stage0": (dict(vision=layout(dp=4), llm=layout(pp=4), world_size=4, schedule=STAGE0), "many"),
+    "colocated dp 4, pp 4, stage0": (
+        dict(vision=layout(dp=4), llm=layout(pp=4), world_size=4, schedule=STAGE0),
+        "many",
+    ),
     "colocated, few items": (dict(vision=layout(dp=4), llm=layout(pp=4), world_size=4), "few"),
     "colocated, text only": (dict(vision=layout(dp=2), llm=layout(pp=2), world_size=2), "none"),
     "colocated, encoder frozen": (
@@ -54,6 +57,14 @@ CASES = {
     "non-colocated pp 2 + dp 2": (dict(vision=layout(pp=2), llm=layout(2, dp=2), world_size=4), "many"),
     "non-colocated, encoder frozen": (
         dict(vision=layout(dp=2) + "\nfrozen = true", llm=layout(2, pp=2), world_size=4),
+        "many",
+    ),
+    "encoder on the LLM's last rank, stage0": (
+        dict(vision=layout(1), llm=layout(pp=2), world_size=2, schedule=STAGE0),
+        "many",
+    ),
+    "encoder pp 2 half on the LLM, stage0": (
+        dict(vision=layout(pp=2), llm=layout(1, pp=2), world_size=3, schedule=STAGE0),
         "many",
     ),
     "partly overlapping": (dict(vision=layout(dp=4), llm=layout(2, dp=2, pp=2), world_size=6), "many"),
@@ -113,13 +124,3 @@ def test_a_wrong_runtime_is_noticed(ranks: Pool, mutant: str) -> None:
     check_against(ranks.run(train_on_ranks, plan, items, num_ranks=4), expected(plan, items))
     with pytest.raises((AssertionError, RanksFailed)):
         check_against(ranks.run(train_on_ranks, plan, items, mutant, num_ranks=4), expected(plan, items))
-
-
-def test_the_bytes_that_cross_ranks_are_the_analytic_minimum(ranks: Pool) -> None:
-    """Homogeneous dp 1 pp 2: nothing crosses at the boundary; each stage's rows cross once each way."""
-    plan = make_plan(vision=layout(), llm=layout(pp=2), world_size=2, schedule=STAGE0)
-    found = ranks.run(train_on_ranks, plan, "many", num_ranks=2)
-    source = RaggedSource(plan.seed, items="many")
-    for step, batch in enumerate(batches("many")):
-        num_tokens = sum(source.describe(index).num_tokens for index in batch)
-        assert found[0].sent_bytes[step] == 2 * num_tokens * 24 * torch.float64.itemsize

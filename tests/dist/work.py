@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+
 from hetsched.batch import Batch
 from hetsched.models.multimodal import builders
 from hetsched.plan import Plan
 from hetsched.runtime.engine import Engine
-from torch import Tensor
-
 from tests.dist.mutants import apply_mutant
 from tests.dist.ragged import RaggedSource
 

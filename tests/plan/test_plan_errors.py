@@ -180,7 +180,7 @@ DATA_AND_TRAINING = [
     ([("batch_size = 16", "batch_size = 7")], "data.batch_size", "batch_size = 7 for 8 microbatches", "use at least 8"),
     ([("batch_size = 16", "batch_size = 16\nseed = -1")], "data.seed", "seed = -1", "use at least 0"),
     ([("batch_size = 16", "batch_size = 16\nnum_heldout = 0")], "data.num_heldout", "num_heldout = 0", "at least 1"),
-    ([("steps = 3", "steps = -3")], "training.steps", "steps = -3", "use at least 0"),
+    ([("steps = 3", "steps = -3")], "training.steps", "steps = -3", "use at least 1"),
     ([("steps = 3", "steps = 3\nlearning_rate = nan")], "training.learning_rate", "learning_rate = nan", "positive"),
     ([("steps = 3", "steps = 3\nlearning_rate = 0")], "training.learning_rate", "learning_rate = 0.0", "positive"),
     ([("steps = 3", "steps = 3\nbeta2 = 1.0")], "training.beta2", "beta2 = 1.0", "below 1"),

@@ -1,6 +1,7 @@
 """``stage0``: the encoder is a part of the LLM stage it feeds: forward just before that stage's, backward just after.
 
-An encoder on lanes of its own follows the order of that stage; replicas on other lanes of the LLM get no work.
+Replicas on other lanes get no work, if some are on that stage's (``encoder_lanes`` says where work may go); otherwise
+they follow its order, or, on lanes of other stages, are placed around these stages' work.
 """
 
 from __future__ import annotations
@@ -22,8 +23,16 @@ def stage0(topology: Topology, edge: Edge, lanes: Lanes, num_microbatches: int) 
     for stage, lane in stages_on_lanes(encoder):
         if lane in consumer_lanes:
             lanes[lane] = list(_fused(lanes[lane], edge, encoder, stage))
-        elif not set(allowed) & set(consumer_lanes):
-            lanes[lane] = list(_followed(order, encoder, stage)) + lanes[lane]
+        elif stage < encoder.num_stages - 1 or lane in allowed:
+            lanes[lane] = _around(lanes[lane], list(_followed(order, encoder, stage)))
+
+
+def _around(actions: list[Action], added: list[Action]) -> list[Action]:
+    """A lane's actions between the forwards and the backwards of an encoder: these wait for all of them at most."""
+    if not actions:
+        return added
+    forwards, backwards = ([a for a in added if (a.kind is Kind.F) == is_forward] for is_forward in (True, False))
+    return forwards + actions + backwards
 
 
 def _fused(actions: Iterable[Action], edge: Edge, encoder: ModuleOnLanes, stage: int) -> Iterator[Action]:
