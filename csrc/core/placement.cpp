@@ -120,7 +120,7 @@ class Search {
   }
 
   static constexpr std::int32_t kBisections = 8;
-  static constexpr Time kLeeway = 32;
+  static constexpr Time kLeeway = 48;
   static constexpr std::int32_t kAny = std::numeric_limits<std::int32_t>::max();
 
   const PlacementProblem& problem_;

@@ -100,4 +100,4 @@ def default_budget(num_actions: int) -> int:
 
 _SQUARED_ACTIONS = 1 << 27
 _LEAST_BUDGET = 24
-_MOST_BUDGET = 4000
+_MOST_BUDGET = 8000
