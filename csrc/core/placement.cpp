@@ -96,20 +96,26 @@ class Search {
   }
 
   // Small changes to the best placement. What makes it a little longer is kept, too, ever less of it: the makespan is
-  // the same after most changes, and a way to a shorter one often leads over a longer one.
+  // the same after most changes, and a way to a shorter one often leads over a longer one. How much longer depends on
+  // how coarse the work is, so that half of the budget goes to short detours, half to long ones.
   void wander() {
-    if (problem_.order.empty() || is_done()) return;
+    if (problem_.order.empty()) return;
     Random random;
+    const Time room = best_.makespan - problem_.lower_bound;
+    wander(random, num_left_ / 2, room / kShortDetour);
+    wander(random, num_left_, room * kLongDetour);
+  }
+
+  void wander(Random& random, std::int32_t num_steps, Time detour) {
+    if (is_done()) return;
     MovablePlacement placement(problem_, best_);
     Time current = best_.makespan;
-    const Time room = best_.makespan - problem_.lower_bound;
-    const std::int32_t num_steps = num_left_;
-    while (!is_done()) {
+    for (std::int32_t step = 0; step < num_steps && !is_done(); ++step) {
       --num_left_;
       ++num_evaluations_;
       placement.change(random);
-      const Time worse = room * num_left_ / num_steps / kLeeway;
-      if (!placement.time() || placement.makespan() > std::max(current, best_.makespan + worse)) {
+      const Time longest = best_.makespan + detour * (num_steps - step) / num_steps;
+      if (!placement.time() || placement.makespan() > std::max(current, longest)) {
         placement.restore();
         continue;
       }
@@ -120,7 +126,8 @@ class Search {
   }
 
   static constexpr std::int32_t kBisections = 8;
-  static constexpr Time kLeeway = 48;
+  static constexpr Time kShortDetour = 48;  // divides the distance to the bound
+  static constexpr Time kLongDetour = 3;    // times that distance
   static constexpr std::int32_t kAny = std::numeric_limits<std::int32_t>::max();
 
   const PlacementProblem& problem_;
