@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hetsched.check.flat import KINDS, FlatProgram
+from hetsched.check.flat import FlatProgram
 from hetsched.errors import ScheduleError
-from hetsched.schedule.action import Action, Kind
+from hetsched.schedule.action import KINDS, Action, Kind
 from hetsched.schedule.program import Program
 from hetsched.schedule.table import ActionTable
 

@@ -95,9 +95,9 @@ def share_durations(
 
 def default_budget(num_actions: int) -> int:
     """Evaluations for a program: many for a small one, which is hard to fill; a large one is nearly full at once."""
-    return min(_MOST_BUDGET, max(_LEAST_BUDGET, _SQUARED_ACTIONS // max(num_actions, 1) ** 2))
+    return min(_MOST_BUDGET, max(_LEAST_BUDGET, _CUBED_ACTIONS // max(num_actions, 1) ** 3))
 
 
-_SQUARED_ACTIONS = 1 << 27
-_LEAST_BUDGET = 24
+_CUBED_ACTIONS = 1 << 34
+_LEAST_BUDGET = 12
 _MOST_BUDGET = 8000
