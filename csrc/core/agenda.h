@@ -29,7 +29,9 @@ class Agenda {
     time_[event] = time;
     for (std::int32_t node = (width_ + event) / 2; node > 0; node /= 2) {
       const std::int32_t left = winner_[2 * node], right = winner_[2 * node + 1];
-      winner_[node] = time_[left] <= time_[right] ? left : right;
+      const std::int32_t winner = time_[left] <= time_[right] ? left : right;
+      if (winner == winner_[node] && winner != event) return;
+      winner_[node] = winner;
     }
   }
 

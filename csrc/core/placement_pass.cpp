@@ -103,10 +103,7 @@ class Pass {
     // In place of waiting, work may take as long as the wait does.
     if (is_known && !is_ready) limit = std::max(limit, ready_[here.next]);
     if (problem_.is_encoder_lane[lane]) {
-      const bool is_first = policy_.backward_before_forward;
-      if (is_first && try_backward(lane, now, limit, is_ready)) return;
-      if (try_forward(lane, limit, is_ready)) return;
-      if (!is_first && try_backward(lane, now, limit, is_ready)) return;
+      if (try_forward(lane, limit, is_ready) || try_backward(lane, now, limit, is_ready)) return;
     }
     if (is_ready) return do_action(lane);
     Time wake = is_known ? ready_[here.next] : kNever;
@@ -121,10 +118,9 @@ class Pass {
     const LaneState& here = lanes_[lane];
     if (here.head == here.shares.size()) return false;
     const Share& share = shares_[here.shares[here.head]];
-    const bool is_eager = policy_.backward_first != ((policy_.is_eager[share.microbatch] & 2) != 0);
     if (share.released > now) return false;
     if (!is_full()) {
-      if (is_ready && !is_eager) return false;
+      if (is_ready && !policy_.backward_first) return false;
       if (limit != kNever && std::max(here.free, share.released) + share.backward > limit) return false;
     }
     do_backward(lane);
@@ -136,10 +132,9 @@ class Pass {
     const std::int32_t m = problem_.order[next_];
     LaneState& here = lanes_[lane];
     here.is_passed_over = true;
-    const bool is_eager = policy_.forward_first != ((policy_.is_eager[m] & 1) != 0);
     const bool is_late = work_.in_flight > 0 && is_awaited(m);
-    if (is_ready && !is_eager && !is_late) return false;
-    if (here.last_microbatch == m || (policy_.only_lane[m] >= 0 && policy_.only_lane[m] != lane)) return false;
+    if (is_ready && !policy_.forward_first && !is_late) return false;
+    if (here.last_microbatch == m) return false;
     const Offer offer = is_late ? rest(lane, m) : fitting(lane, m, limit);
     if (offer.count == 0) return false;
     do_forward(lane, offer);
@@ -179,7 +174,7 @@ class Pass {
     }
     offer.is_recomputed = offer.is_recomputed || states_[m].is_recomputed || policy_.recompute == Recompute::Always;
     limit = std::min(limit, target_ - problem_.gate_tail[m]);
-    const Time lane_work = policy_.reserve[lane] + here.free + here.backlog + (here.next < here.end ? problem_.left[here.next] : 0);
+    const Time lane_work = here.free + here.backlog + (here.next < here.end ? problem_.left[here.next] : 0);
     const std::int32_t end = work_.item_begin[m + 1];
     Offer grown = offer;
     for (std::int32_t item = work_.item_begin[m] + next_item_; item < end; ++item) {

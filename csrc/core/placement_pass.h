@@ -16,12 +16,8 @@ struct Policy {
   Time target;                    // makespan to meet: work is taken where the rest of the program still meets it
   bool forward_first;             // before a program's action that is ready, and not only in place of waiting
   bool backward_first;
-  bool backward_before_forward;   // of encoder actions
   Recompute recompute;
-  std::vector<std::int32_t> only_lane;    // [num_microbatches], the lane that may take it, or -1
-  std::vector<std::int8_t> is_eager;      // [num_microbatches], bit 0: flips forward_first, bit 1: backward_first
   std::vector<std::int32_t> most_items;   // [num_microbatches], of one share
-  std::vector<Time> reserve;              // [num_lanes], what a lane cannot use of the target
 };
 
 // What all candidates have in common.
@@ -40,6 +36,7 @@ struct PlacementProblem {
   std::vector<std::int32_t> order;  // microbatches with items, in the order in which the program needs them
   std::vector<Time> gate_tail;   // [num_microbatches], of the actions that take its rows
   std::vector<Time> give_tail;   // [num_microbatches], from the end of what gives its gradient to the end of the step
+  std::vector<std::vector<std::int32_t>> give_actions;  // [num_microbatches], that give its gradient
   Time lower_bound = 0;
 };
 

@@ -39,6 +39,10 @@ PlacementProblem::PlacementProblem(const Program& program, std::vector<Time> giv
   for (std::int32_t m = 0; m < num_microbatches() && work.has_backward; ++m) {
     shortest_backward[m] = least(work.backward, work.item_begin[m], work.item_begin[m + 1], work.lanes.size());
   }
+  give_actions.resize(num_microbatches());
+  for (std::int32_t action = 0; action < p.num_actions(); ++action) {
+    if (p.gives[action] >= 0) give_actions[p.gives[action]].push_back(action);
+  }
   tail.assign(p.num_actions(), 0);
   left.assign(p.num_actions(), 0);
   gate_tail.assign(num_microbatches(), 0);

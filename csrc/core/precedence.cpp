@@ -87,7 +87,9 @@ void find_needs(const Program& program, Precedence& found) {
     ++found.next_begin[maker + 1];
     ++found.num_needed[action];
   });
-  for (std::int32_t action = 0; action < num_actions; ++action) found.next_begin[action + 1] += found.next_begin[action];
+  for (std::int32_t action = 0; action < num_actions; ++action) {
+    found.next_begin[action + 1] += found.next_begin[action];
+  }
   found.next.resize(found.next_begin.back());
   std::vector<std::int32_t> free(found.next_begin.begin(), found.next_begin.end() - 1);
   each_arrow([&](std::int32_t maker, std::int32_t action) { found.next[free[maker]++] = action; });

@@ -5,13 +5,13 @@ One policy a file. ``encoder_lanes`` says which lanes a policy gives work to.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 from hetsched import _core
 from hetsched.errors import ScheduleError
 from hetsched.layout.placement import Edge, Topology
-from hetsched.schedule.action import KINDS, Action
+from hetsched.schedule.action import KINDS, Action, Kind
 from hetsched.schedule.encoder.even import even_shares
 from hetsched.schedule.encoder.fill import Timed, fill, light_ends
 from hetsched.schedule.encoder.lanes import Lanes, encoder_lanes
@@ -94,6 +94,8 @@ def place_encoders(
                 lanes = _with_shares(lanes, edge.producer, of_edge)
         if loads is not None:
             shares |= {(edge.producer, m): of_lanes for m, of_lanes in of_edge.items()}
+            if policy == "window":
+                durations |= _nothing(edge.producer, of_edge, allowed)
             durations |= share_durations(edge.producer, of_edge, loads, again)
     return Placement(_program(topology, num_microbatches, lanes), shares, durations, recomputed)
 
@@ -146,6 +148,11 @@ def _with_shares(lanes: Lanes, encoder: str, shares: Mapping[int, tuple[PlacedSh
         [action for action in actions if action.module != encoder or (lane, action.first) in held]
         for lane, actions in enumerate(lanes)
     ]
+
+
+def _nothing(encoder: str, of_edge: Iterable[int], lanes: Sequence[int]) -> dict[Pattern, int]:
+    """What a window's action costs on a lane without a share of one of its microbatches."""
+    return {Pattern(kind, encoder, 0, m, lane): 0 for m in of_edge for lane in lanes for kind in (Kind.F, Kind.B)}
 
 
 def _ranks(topology: Topology, edge: Edge, lanes: Lanes, num_microbatches: int) -> list[list[int]]:

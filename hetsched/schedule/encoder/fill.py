@@ -173,11 +173,12 @@ def _search(
     bare, durations = _bare(topology, lanes, len(items))
     placed, again, makespan, _, num_evaluations = bare.place_encoder(durations, work, budget)
     recomputed = frozenset(again)
-    shares: dict[int, tuple[PlacedShare, ...]] = {}
+    found: dict[int, list[PlacedShare]] = {}
     for lane, _, is_forward, m, first, count in placed:
         if is_forward:
             share = PlacedShare(lane, first, count) if options.split_items else PlacedShare(lane, 0, len(items[m]))
-            shares[m] = tuple(sorted((*shares.get(m, ()), share)))
+            found.setdefault(m, []).append(share)
+    shares = {m: tuple(sorted(of_lanes)) for m, of_lanes in found.items()}
     costs = share_durations(encoder.name, shares, loads, recomputed)
     return Filled(_inserted(lanes, placed, encoder.name, costs), shares, costs, recomputed, makespan, num_evaluations)
 

@@ -94,9 +94,10 @@ def share_durations(
 
 
 def default_budget(num_actions: int) -> int:
-    """Evaluations for a program: as many as time 2^17 actions, so that small programs are searched well."""
-    return min(2000, max(_LEAST_BUDGET, _TIMED_ACTIONS // max(num_actions, 1)))
+    """Evaluations for a program: many for a small one, which is hard to fill; a large one is nearly full at once."""
+    return min(_MOST_BUDGET, max(_LEAST_BUDGET, _CUBED_ACTIONS // max(num_actions, 1) ** 3))
 
 
-_TIMED_ACTIONS = 1 << 17
-_LEAST_BUDGET = 48
+_CUBED_ACTIONS = 1 << 34
+_LEAST_BUDGET = 12
+_MOST_BUDGET = 8000
