@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <stdexcept>
 #include <utility>
 
 #include "core/placement_moves.h"
@@ -43,6 +44,12 @@ class Search {
   std::vector<Policy> base_policies() const {
     const auto num_microbatches = static_cast<std::size_t>(problem_.num_microbatches());
     std::vector<Policy> result;
+    if (problem_.work.in_flight > 0) {
+      // One that cannot get stuck comes first.
+      const Recompute mode = problem_.work.may_recompute ? Recompute::IfStuck : Recompute::Never;
+      result.push_back({problem_.lower_bound, false, true, mode,
+                        std::vector<std::int32_t>(num_microbatches, kAny), true});
+    }
     std::vector<Recompute> modes{Recompute::Never};
     if (problem_.work.may_recompute) modes = {Recompute::IfStuck, Recompute::IfFull, Recompute::Always};
     for (const std::int32_t share : {kAny, 2, 1}) {
@@ -100,6 +107,7 @@ class Search {
   // how coarse the work is, so that half of the budget goes to short detours, half to long ones.
   void wander() {
     if (problem_.order.empty()) return;
+    if (best_.makespan == kNever) throw std::logic_error("the encoder's state does not fit the program");
     Random random;
     const Time room = best_.makespan - problem_.lower_bound;
     wander(random, num_left_ / 2, room / kShortDetour);

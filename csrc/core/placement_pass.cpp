@@ -70,7 +70,7 @@ class Pass {
       const std::int32_t lane = agenda_.first();
       const Time now = agenda_.time_of(lane);
       if (now == kNever) {
-        force();
+        if (!force()) return {kNever, {}, {}};
         continue;
       }
       agenda_.set(lane, kNever);
@@ -187,7 +187,7 @@ class Pass {
       offer = grown;
     }
     // The last lane that may take a share takes all that is left.
-    const bool is_last = num_takers_ + 1 == static_cast<std::int32_t>(work_.lanes.size());
+    const bool is_last = policy_.is_whole || num_takers_ + 1 == static_cast<std::int32_t>(work_.lanes.size());
     if (is_last && work_.item_begin[m] + next_item_ + offer.count < end) offer.count = 0;
     return offer;
   }
@@ -297,16 +297,17 @@ class Pass {
     if (time < agenda_.time_of(lane)) agenda_.set(lane, time);
   }
 
-  // Every lane waits: take what fits worst of all, or there is no end.
-  void force() {
-    if (next_ < problem_.order.size() && force_forward()) return;
+  // Every lane waits: take what fits worst of all. False if nothing does.
+  bool force() {
+    if (next_ < problem_.order.size() && force_forward()) return true;
     std::int32_t best = -1;
     for (const std::int32_t lane : work_.lanes) {
       if (lanes_[lane].head == lanes_[lane].shares.size()) continue;
       if (best < 0 || released(lane) < released(best)) best = lane;
     }
-    if (best < 0) throw std::logic_error("the encoder's state does not fit the program");
+    if (best < 0) return false;
     do_backward(best);
+    return true;
   }
 
   Time released(std::int32_t lane) const { return shares_[lanes_[lane].shares[lanes_[lane].head]].released; }

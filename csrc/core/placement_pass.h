@@ -18,6 +18,7 @@ struct Policy {
   bool backward_first;
   Recompute recompute;
   std::vector<std::int32_t> most_items;   // [num_microbatches], of one share
+  bool is_whole = false;                  // a microbatch goes to one lane
 };
 
 // What all candidates have in common.
@@ -46,6 +47,8 @@ struct Candidate {
   std::vector<std::int32_t> recomputed;
 };
 
+// A makespan of kNever if the lanes come to wait for state that none of them gives up: shares of one microbatch can
+// hold it where whole microbatches cannot.
 Candidate run_pass(const PlacementProblem& problem, const Policy& policy);
 
 }  // namespace hetsched
