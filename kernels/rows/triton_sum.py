@@ -19,7 +19,7 @@ from hetsched.kernels.rows.triton import report_any, with_unit_columns
 
 SPAN = 64
 """Places at which runs are cut."""
-GROUP = 4
+GROUP = 8
 """Rows of a run that a program has in flight at once."""
 CHAIN = 16
 """Partial sums that are in flight at once."""
@@ -100,21 +100,27 @@ def _sum_piece(
     col,
     is_col,
     wide: tl.constexpr,
+    SPAN: tl.constexpr,
     GROUP: tl.constexpr,
 ):
     """Sum of the piece that begins at ``place``, in the order of places, and whether its run goes on behind it."""
     position = tl.load(order + place).to(tl.int64)
     total = tl.load(grad + position * grad_stride + col, mask=is_col, other=0.0).to(wide)
     end = place + 1
-    following = _row_at(sorted_rows, end, num_tokens)
-    while (following == row) & (end < span_end):
-        for i in tl.static_range(GROUP):
-            is_here = (_row_at(sorted_rows, end + i, num_tokens) == row) & (end + i < span_end)
-            position = tl.load(order + end + i, mask=is_here, other=0).to(tl.int64)
-            total += tl.load(grad + position * grad_stride + col, mask=is_here & is_col, other=0.0).to(wide)
-        end = tl.minimum(end + GROUP, span_end)
-        following = _row_at(sorted_rows, end, num_tokens)
-    return total, following == row
+    goes_on = _row_at(sorted_rows, end, num_tokens) == row
+    if goes_on & (end < span_end):
+        # Its length is known after one access; looking place by place would wait for memory in every step.
+        places = end + tl.arange(0, SPAN)
+        is_same = (_row_at(sorted_rows, places, num_tokens) == row) & (places < span_end)
+        stop = end + tl.sum(is_same.to(tl.int32), axis=0)
+        while end < stop:
+            for i in tl.static_range(GROUP):
+                is_here = end + i < stop
+                position = tl.load(order + end + i, mask=is_here, other=0).to(tl.int64)
+                total += tl.load(grad + position * grad_stride + col, mask=is_here & is_col, other=0.0).to(wide)
+            end += GROUP
+        goes_on = _row_at(sorted_rows, stop, num_tokens) == row
+    return total, goes_on
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
@@ -138,6 +144,8 @@ def _sum_pieces_kernel(
     num_col_blocks = tl.cdiv(hidden, COLS)
     begin = tl.load(bounds)
     num_items = (tl.load(bounds + 1) - begin) * num_col_blocks
+    # Where no place has a row nobody wrote the bounds.
+    num_items = tl.where(_row_at(sorted_rows, begin, num_tokens) == _NO_ROW, 0, num_items)
     item = tl.program_id(0)
     wide: tl.constexpr = partials.dtype.element_ty
     while item < num_items:
@@ -150,7 +158,19 @@ def _sum_pieces_kernel(
             is_col = col < hidden
             span_end = (span + 1) * SPAN
             total, goes_on = _sum_piece(
-                grad, order, sorted_rows, place, row, span_end, num_tokens, grad_stride, col, is_col, wide, GROUP
+                grad,
+                order,
+                sorted_rows,
+                place,
+                row,
+                span_end,
+                num_tokens,
+                grad_stride,
+                col,
+                is_col,
+                wide,
+                SPAN,
+                GROUP,
             )
             if is_from_before | goes_on:
                 which = 2 * span.to(tl.int64) + tl.where(is_from_before, 0, 1)
@@ -194,13 +214,18 @@ def sum_cols(hidden: int, itemsize: int) -> int:
     return cols
 
 
+def num_warps(cols: int, itemsize: int) -> int:
+    """Warps of one program; narrow programs are small ones, so that as many bytes are on their way."""
+    return max(1, cols * itemsize // 1024)
+
+
 def _sort_rows(
     ids: Tensor, slot: Tensor | None, order: Tensor, *, num_rows: int, vocab_start: int
 ) -> tuple[Tensor, Tensor]:
-    """Table row of each place, int32 ``[T]``, and the bounds of the places that have one, int32 ``[2]``."""
+    """Table row of each place, int32 ``[T]``, and the bounds of the places that have one, int32 ``[2]``, if any has."""
     num_tokens = order.shape[0]
     sorted_rows = torch.empty(num_tokens, dtype=torch.int32, device=ids.device)
-    bounds = torch.zeros(2, dtype=torch.int32, device=ids.device)
+    bounds = torch.empty(2, dtype=torch.int32, device=ids.device)
     block = 256
     _sort_rows_kernel[(triton.cdiv(num_tokens, block),)](
         ids,
@@ -260,7 +285,7 @@ def sum_rows_into(
         SPAN=SPAN,
         GROUP=GROUP,
         COLS=cols,
-        num_warps=4,
+        num_warps=num_warps(cols, grad.element_size()),
     )
     if num_spans > 1:
         # A chain of partial sums is read by few programs: narrow ones are more.

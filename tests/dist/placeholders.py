@@ -1,4 +1,4 @@
-"""A model of one stage that merges rows into text, with placeholders that may be wrong, and the step that meets them."""
+"""A model of one stage that merges rows into text; its placeholders may be wrong. And the steps that meet them."""
 
 from __future__ import annotations
 
