@@ -14,6 +14,7 @@ from hetsched.check.validate import validate
 from hetsched.errors import DataError
 from hetsched.layout.assign import attention_cost
 from hetsched.layout.crossing import Crossing, Side, cross
+from hetsched.layout.packing import share_within
 from hetsched.layout.placement import Edge, ModuleOnLanes, Topology, find_gangs, find_lanes
 from hetsched.layout.shares import Cost, Share, share_items, share_samples
 from hetsched.lower.params import lower_gradient_reduction
@@ -70,7 +71,8 @@ def plan_step(plan: Plan, samples: Sequence[Sample], *, is_training: bool = True
         is_training: False for a forward-only step.
 
     Raises:
-        DataError: a sample whose placeholders do not fit it; the message names it.
+        DataError: a sample whose placeholders do not fit it, or which is longer than the plan's capacity; the message
+            names it. Or samples that fill more packed sequences than a step has.
     """
     for sample in samples:
         _check_sample(plan, sample)
@@ -79,14 +81,7 @@ def plan_step(plan: Plan, samples: Sequence[Sample], *, is_training: bool = True
     if divisor <= 0:
         raise DataError("no sample of the batch has a target: their weights add up to 0")
     sink, every = plan.sink, range(plan.microbatches)
-    by_module = {
-        sink: share_samples(
-            samples,
-            num_microbatches=plan.microbatches,
-            num_replicas=plan.modules[sink].layout.dp,
-            cost=_cost(plan, sink),
-        )
-    }
+    by_module = {sink: _share_samples(plan, samples)}
     for boundary in plan.boundaries:
         by_module[boundary.producer] = share_items(
             by_module[sink],
@@ -98,6 +93,16 @@ def plan_step(plan: Plan, samples: Sequence[Sample], *, is_training: bool = True
     shares = {(module, m): replicas[m] for module, replicas in by_module.items() for m in every}
     crossings = {(b.name, m): _cross(plan, b, shares, m) for b in plan.boundaries for m in every}
     return StepPlan(divisor, shares, crossings, step_program(plan, is_training=is_training))
+
+
+def _share_samples(plan: Plan, samples: Sequence[Sample]) -> list[tuple[Share, ...]]:
+    """For each microbatch the packed sequences of the sink's replicas."""
+    replicas, cost = plan.modules[plan.sink].layout.dp, _cost(plan, plan.sink)
+    if plan.capacity is None:
+        return share_samples(samples, num_microbatches=plan.microbatches, num_replicas=replicas, cost=cost)
+    return share_within(
+        samples, capacity=plan.capacity, num_microbatches=plan.microbatches, num_replicas=replicas, cost=cost
+    )
 
 
 @cache

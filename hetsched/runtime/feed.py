@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from hetsched.batch import Batch, DataSource, Item, Sample
 from hetsched.errors import DataError
+from hetsched.layout.positions import text_positions
 from hetsched.layout.shares import Share
 from hetsched.runtime.stage import BoundaryRows, StageMeta
 
@@ -43,13 +43,11 @@ def make_meta(
     device: torch.device,
 ) -> StageMeta:
     """The meta of one stage's microbatch; see StageMeta."""
-    cu_seqlens = share.cu_seqlens
-    positions = [torch.arange(end - start) for start, end in pairwise(cu_seqlens)]
     return StageMeta(
         microbatch=microbatch,
-        cu_seqlens=torch.tensor(cu_seqlens, dtype=torch.int32, device=device),
+        cu_seqlens=torch.tensor(share.cu_seqlens, dtype=torch.int32, device=device),
         max_seqlen=max(share.lengths, default=0),
-        positions=torch.cat([torch.empty(0, dtype=torch.int64), *positions]).to(device),
+        positions=torch.from_numpy(text_positions(share.lengths)).to(device),
         inputs=inputs,
         boundary=boundary,
     )

@@ -17,9 +17,9 @@ from torch import Tensor
 from hetsched.kernels.rows.faults import Fault, fault_record
 from hetsched.kernels.rows.triton import report_any, with_unit_columns
 
-SPAN = 64
+SPAN = 32
 """Places at which runs are cut."""
-GROUP = 8
+GROUP = 4
 """Rows of a run that a program has in flight at once."""
 CHAIN = 16
 """Partial sums that are in flight at once."""
