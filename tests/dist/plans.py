@@ -32,7 +32,6 @@ def plan_text(
     world_size: int,
     microbatches: int = 4,
     schedule: str = "",
-    capacity: int | None = None,
     model: str = MODEL,
 ) -> str:
     """A float64 plan of a vision encoder and an LLM; ``vision`` and ``llm`` are the bodies of their tables."""
@@ -42,7 +41,6 @@ world_size = {world_size}
 microbatches = {microbatches}
 dtype = "float64"
 seed = 3
-{"" if capacity is None else f"capacity = {capacity}"}
 
 [modules.vision]
 {vision}
