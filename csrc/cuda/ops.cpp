@@ -36,19 +36,19 @@ int64_t row_bytes_of(const Tensor& rows) { return rows.size(1) * static_cast<int
 void check_rows(const std::string& name, const Tensor& rows, const Tensor& like) {
   require(rows.dim() == 2 && rows.is_contiguous(), name, " must be contiguous [rows, hidden]");
   require(rows.is_cuda() && rows.get_device_index() == like.get_device_index(), name,
-                  " must be memory of the source's GPU, or of a peer mapped there");
+          " must be memory of the source's GPU, or of a peer mapped there");
   require(rows.size(1) == like.size(1) && rows.scalar_type() == like.scalar_type(), name,
-                  " has hidden size ", rows.size(1), " or a dtype other than the source's, whose hidden size is ",
-                  like.size(1));
+          " has hidden size ", rows.size(1), " or a dtype other than the source's, whose hidden size is ",
+          like.size(1));
 }
 
 void check_arguments(const Tensor& source, const Tensor& runs, const std::vector<Tensor>& destinations) {
   check_rows("source", source, source);
   require(runs.dim() == 2 && runs.size(1) == 4 && runs.is_contiguous() &&
-                      runs.scalar_type() == torch::headeronly::ScalarType::Long,
-                  "runs must be contiguous int64 [num_runs, 4]");
+              runs.scalar_type() == torch::headeronly::ScalarType::Long,
+          "runs must be contiguous int64 [num_runs, 4]");
   require(destinations.size() <= kMaxDestinations, "destinations: ", destinations.size(), " are more than ",
-                  kMaxDestinations);
+          kMaxDestinations);
   for (size_t i = 0; i < destinations.size(); ++i) {
     check_rows("destinations[" + std::to_string(i) + "]", destinations[i], source);
   }
@@ -64,12 +64,12 @@ std::vector<Piece> pieces_of(const Tensor& source, const Tensor& runs, const std
   for (int64_t i = 0; i < runs.size(0); ++i, run += 4) {
     const auto [source_row, number, row, num_rows] = std::array{run[0], run[1], run[2], run[3]};
     require(number >= 0 && number < static_cast<int64_t>(destinations.size()), "runs[", i, "] names destination ",
-                    number, " of ", destinations.size());
+            number, " of ", destinations.size());
     const Tensor& to = destinations[number];
     require(num_rows >= 0 && source_row >= 0 && row >= 0 && num_rows <= source.size(0) - source_row &&
-                        num_rows <= to.size(0) - row,
-                    "runs[", i, "] copies ", num_rows, " rows from ", source_row, " of ", source.size(0), " to ", row,
-                    " of ", to.size(0));
+                num_rows <= to.size(0) - row,
+            "runs[", i, "] copies ", num_rows, " rows from ", source_row, " of ", source.size(0), " to ", row,
+            " of ", to.size(0));
     if (num_rows == 0) continue;
     pieces.push_back({from + source_row * row_bytes, static_cast<char*>(to.mutable_data_ptr()) + row * row_bytes,
                       num_rows * row_bytes});
@@ -79,7 +79,7 @@ std::vector<Piece> pieces_of(const Tensor& source, const Tensor& runs, const std
 
 DeviceRuns device_runs_of(const Tensor& source, const Tensor& runs, const std::vector<Tensor>& destinations) {
   require(runs.size(0) <= kMaxDeviceRuns, "runs: ", runs.size(0), " in device memory are more than ",
-                  kMaxDeviceRuns);
+          kMaxDeviceRuns);
   DeviceRuns list{};
   list.runs = static_cast<const int64_t*>(runs.const_data_ptr());
   list.num_runs = static_cast<int>(runs.size(0));
@@ -96,8 +96,8 @@ DeviceRuns device_runs_of(const Tensor& source, const Tensor& runs, const std::v
 
 uint32_t* counter_of(const std::string& name, const Tensor& counter) {
   require(counter.is_cuda() && counter.numel() == 1 &&
-                      counter.scalar_type() == torch::headeronly::ScalarType::Int,
-                  name, " must be one int32 in a GPU's memory");
+              counter.scalar_type() == torch::headeronly::ScalarType::Int,
+          name, " must be one int32 in a GPU's memory");
   return static_cast<uint32_t*>(counter.mutable_data_ptr());
 }
 
