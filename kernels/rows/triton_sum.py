@@ -21,12 +21,14 @@ SPAN = 32
 """Places at which runs are cut."""
 GROUP = 4
 """Rows of a run that a program has in flight at once."""
+MAX_REGISTERS = 48
+"""Of a thread that sums pieces; more would leave room for fewer programs, and so for fewer rows on their way."""
 CHAIN = 16
 """Partial sums that are in flight at once."""
 NUM_PROGRAMS = 132 * 128 - 1
 """Programs of a launch at most; each takes every NUM_PROGRAMS-th place, so that idle places cost no launch.
 Odd, so that no program meets the places where long runs are cut more often than another."""
-NUM_CHAINS = 132 * 16 - 1
+NUM_CHAINS = 132 * 64 - 1
 """The same for the sums of partial sums."""
 
 _NO_ROW = tl.constexpr(-1)
@@ -299,6 +301,7 @@ def sum_rows_into(
         GROUP=GROUP,
         COLS=cols,
         num_warps=num_warps(cols, grad.element_size()),
+        maxnreg=MAX_REGISTERS,
     )
     if num_spans > 1:
         # A chain of partial sums is read by few programs: narrow ones are more.
