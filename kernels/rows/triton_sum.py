@@ -28,7 +28,7 @@ CHAIN = 16
 NUM_PROGRAMS = 132 * 128 - 1
 """Programs of a launch at most; each takes every NUM_PROGRAMS-th place, so that idle places cost no launch.
 Odd, so that no program meets the places where long runs are cut more often than another."""
-NUM_CHAINS = 132 * 64 - 1
+NUM_CHAINS = 132 * 16 - 1
 """The same for the sums of partial sums."""
 
 _NO_ROW = tl.constexpr(-1)
