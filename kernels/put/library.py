@@ -19,7 +19,7 @@ import hetsched
 
 MOST_COPIES = 128
 """Runs of a message up to which the driver's batch of copies is used: it moves rows as fast as a single copy and takes
-no SM, but costs the host about 1 us a run, where the kernel's launch costs 35 to 90 us in all (docs/benchmarks.md)."""
+no SM, but costs the host about 1 us a run, where the kernel's launch costs 35 to 115 us in all (docs/benchmarks.md)."""
 
 _LIBRARY = Path(hetsched.__file__).parent / "_cuda.so"
 
