@@ -18,7 +18,7 @@ from hetsched.kernels.rows.triton_sum import sum_rows_into
 
 @functools.cache
 def _sum_stream(device: torch.device) -> torch.cuda.Stream:
-    stream: torch.cuda.Stream = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
+    stream: torch.cuda.Stream = torch.cuda.Stream(device, priority=-1)
     return stream
 
 
