@@ -25,7 +25,7 @@ import triton as triton_package
 from torch import Tensor
 
 from hetsched import ops
-from hetsched.kernels.rows import naive, triton, triton_sum
+from hetsched.kernels.rows import naive, triton_backward
 
 
 @dataclass(frozen=True)
@@ -134,8 +134,10 @@ def check(case: Case, grad: Tensor, table_grad: Tensor) -> None:
 
 def backward(case: Case, grad: Tensor, table_grad: Tensor) -> Tensor:
     """Both gradients of the merge; the table's is zeroed and its ids are sorted beforehand."""
-    triton_sum.sum_rows_into(table_grad, grad, case.ids, case.slot, case.order, vocab_start=0)
-    return triton.take(grad, case.inverse)
+    (rows_grad,) = triton_backward.merge_gradients(
+        table_grad, grad, case.ids, slot=case.slot, order=case.order, inverses=[case.inverse], vocab_start=0
+    )
+    return rows_grad
 
 
 def run_case(case: Case, *, repeats: int) -> dict[str, object]:

@@ -1,7 +1,8 @@
 """Row operations: text and modality rows into the sequence that a rank keeps, and back, each byte once.
 
 Every function is differentiable, works under torch.compile and, on a GPU, in a CUDA graph. Bad placeholders raise a
-ValueError: at once on the CPU; on a GPU, where looking would stop the host, at the next ``raise_faults``.
+ValueError: at once on the CPU; on a GPU, where looking would stop the host, at the next ``raise_faults``. Engine
+calls it where it reads a step's loss.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hetsched.kernels.rows import library
-from hetsched.kernels.rows.faults import fault_error, fault_record, raise_faults
+from hetsched.kernels.rows.faults import fault_error, fault_record, raise_faults, take_fault
 from hetsched.kernels.rows.naive import text_order
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "raise_faults",
     "scatter",
     "slots",
+    "take_fault",
     "text_order",
     "unpad",
 ]

@@ -14,6 +14,7 @@ from hetsched.estimate import estimate_loads
 from hetsched.graph import make_topology, replicas_on_lanes
 from hetsched.layout.assign import attention_cost
 from hetsched.layout.crossing import Crossing, Side, cross
+from hetsched.layout.packing import share_within
 from hetsched.layout.shares import Cost, Share, items_of, share_items, share_samples
 from hetsched.plan import BoundaryPlan, Plan
 from hetsched.schedule.encoder import Placement, encoder_lanes, light_ends
@@ -49,7 +50,8 @@ def plan_step(plan: Plan, samples: Sequence[Sample], *, is_training: bool = True
         is_training: False for a forward-only step.
 
     Raises:
-        DataError: a sample whose placeholders do not fit it; the message names it.
+        DataError: a sample whose placeholders do not fit it, or which is longer than the plan's capacity; the message
+            names it. Or samples that fill more packed sequences than a step has.
     """
     for sample in samples:
         _check_sample(plan, sample)
@@ -57,12 +59,7 @@ def plan_step(plan: Plan, samples: Sequence[Sample], *, is_training: bool = True
     divisor = sum(sample.weight for sample in samples)
     if divisor <= 0:
         raise DataError("no sample of the batch has a target: their weights add up to 0")
-    of_samples = share_samples(
-        samples,
-        num_microbatches=plan.microbatches,
-        num_replicas=plan.modules[plan.sink].layout.dp,
-        cost=_cost(plan, plan.sink),
-    )
+    of_samples = _share_samples(plan, samples)
     if depends_on_batch(plan):
         of_samples = _light_ends(plan, of_samples)
     items = {b.producer: items_of(of_samples, b.producer) for b in plan.boundaries}
@@ -82,6 +79,16 @@ def plan_step(plan: Plan, samples: Sequence[Sample], *, is_training: bool = True
     shares = {(module, m): replicas[m] for module, replicas in by_module.items() for m in every}
     crossings = {(b.name, m): _cross(plan, b, shares, m) for b in plan.boundaries for m in every}
     return StepPlan(divisor, shares, crossings, placement.program, placement.recomputed)
+
+
+def _share_samples(plan: Plan, samples: Sequence[Sample]) -> list[tuple[Share, ...]]:
+    """For each microbatch the packed sequences of the sink's replicas."""
+    replicas, cost = plan.modules[plan.sink].layout.dp, _cost(plan, plan.sink)
+    if plan.capacity is None:
+        return share_samples(samples, num_microbatches=plan.microbatches, num_replicas=replicas, cost=cost)
+    return share_within(
+        samples, capacity=plan.capacity, num_microbatches=plan.microbatches, num_replicas=replicas, cost=cost
+    )
 
 
 def _light_ends(plan: Plan, shares: list[tuple[Share, ...]]) -> list[tuple[Share, ...]]:

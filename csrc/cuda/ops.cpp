@@ -11,6 +11,7 @@
 
 #include "cuda/driver.h"
 #include "cuda/put.h"
+#include "cuda/require.h"
 
 // Declared by the shim only where CUDA's headers are torch's own; every CUDA torch has it.
 extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** ret_stream);
@@ -21,7 +22,7 @@ namespace {
 using torch::stable::Tensor;
 
 void check(cudaError_t error, const char* what) {
-  STD_TORCH_CHECK(error == cudaSuccess, what, ": ", cudaGetErrorString(error));
+  require(error == cudaSuccess, what, ": ", cudaGetErrorString(error));
 }
 
 cudaStream_t current_stream(const Tensor& tensor) {
@@ -33,21 +34,21 @@ cudaStream_t current_stream(const Tensor& tensor) {
 int64_t row_bytes_of(const Tensor& rows) { return rows.size(1) * static_cast<int64_t>(rows.element_size()); }
 
 void check_rows(const std::string& name, const Tensor& rows, const Tensor& like) {
-  STD_TORCH_CHECK(rows.dim() == 2 && rows.is_contiguous(), name, " must be contiguous [rows, hidden]");
-  STD_TORCH_CHECK(rows.is_cuda() && rows.get_device_index() == like.get_device_index(), name,
-                  " must be memory of the source's GPU, or of a peer mapped there");
-  STD_TORCH_CHECK(rows.size(1) == like.size(1) && rows.scalar_type() == like.scalar_type(), name,
-                  " has hidden size ", rows.size(1), " or a dtype other than the source's, whose hidden size is ",
-                  like.size(1));
+  require(rows.dim() == 2 && rows.is_contiguous(), name, " must be contiguous [rows, hidden]");
+  require(rows.is_cuda() && rows.get_device_index() == like.get_device_index(), name,
+          " must be memory of the source's GPU, or of a peer mapped there");
+  require(rows.size(1) == like.size(1) && rows.scalar_type() == like.scalar_type(), name,
+          " has hidden size ", rows.size(1), " or a dtype other than the source's, whose hidden size is ",
+          like.size(1));
 }
 
 void check_arguments(const Tensor& source, const Tensor& runs, const std::vector<Tensor>& destinations) {
   check_rows("source", source, source);
-  STD_TORCH_CHECK(runs.dim() == 2 && runs.size(1) == 4 && runs.is_contiguous() &&
-                      runs.scalar_type() == torch::headeronly::ScalarType::Long,
-                  "runs must be contiguous int64 [num_runs, 4]");
-  STD_TORCH_CHECK(destinations.size() <= kMaxDestinations, "destinations: ", destinations.size(), " are more than ",
-                  kMaxDestinations);
+  require(runs.dim() == 2 && runs.size(1) == 4 && runs.is_contiguous() &&
+              runs.scalar_type() == torch::headeronly::ScalarType::Long,
+          "runs must be contiguous int64 [num_runs, 4]");
+  require(destinations.size() <= kMaxDestinations, "destinations: ", destinations.size(), " are more than ",
+          kMaxDestinations);
   for (size_t i = 0; i < destinations.size(); ++i) {
     check_rows("destinations[" + std::to_string(i) + "]", destinations[i], source);
   }
@@ -62,13 +63,13 @@ std::vector<Piece> pieces_of(const Tensor& source, const Tensor& runs, const std
   pieces.reserve(runs.size(0));
   for (int64_t i = 0; i < runs.size(0); ++i, run += 4) {
     const auto [source_row, number, row, num_rows] = std::array{run[0], run[1], run[2], run[3]};
-    STD_TORCH_CHECK(number >= 0 && number < static_cast<int64_t>(destinations.size()), "runs[", i, "] names destination ",
-                    number, " of ", destinations.size());
+    require(number >= 0 && number < static_cast<int64_t>(destinations.size()), "runs[", i, "] names destination ",
+            number, " of ", destinations.size());
     const Tensor& to = destinations[number];
-    STD_TORCH_CHECK(num_rows >= 0 && source_row >= 0 && row >= 0 && num_rows <= source.size(0) - source_row &&
-                        num_rows <= to.size(0) - row,
-                    "runs[", i, "] copies ", num_rows, " rows from ", source_row, " of ", source.size(0), " to ", row,
-                    " of ", to.size(0));
+    require(num_rows >= 0 && source_row >= 0 && row >= 0 && num_rows <= source.size(0) - source_row &&
+                num_rows <= to.size(0) - row,
+            "runs[", i, "] copies ", num_rows, " rows from ", source_row, " of ", source.size(0), " to ", row,
+            " of ", to.size(0));
     if (num_rows == 0) continue;
     pieces.push_back({from + source_row * row_bytes, static_cast<char*>(to.mutable_data_ptr()) + row * row_bytes,
                       num_rows * row_bytes});
@@ -77,8 +78,8 @@ std::vector<Piece> pieces_of(const Tensor& source, const Tensor& runs, const std
 }
 
 DeviceRuns device_runs_of(const Tensor& source, const Tensor& runs, const std::vector<Tensor>& destinations) {
-  STD_TORCH_CHECK(runs.size(0) <= kMaxDeviceRuns, "runs: ", runs.size(0), " in device memory are more than ",
-                  kMaxDeviceRuns);
+  require(runs.size(0) <= kMaxDeviceRuns, "runs: ", runs.size(0), " in device memory are more than ",
+          kMaxDeviceRuns);
   DeviceRuns list{};
   list.runs = static_cast<const int64_t*>(runs.const_data_ptr());
   list.num_runs = static_cast<int>(runs.size(0));
@@ -94,18 +95,18 @@ DeviceRuns device_runs_of(const Tensor& source, const Tensor& runs, const std::v
 }
 
 uint32_t* counter_of(const std::string& name, const Tensor& counter) {
-  STD_TORCH_CHECK(counter.is_cuda() && counter.numel() == 1 &&
-                      counter.scalar_type() == torch::headeronly::ScalarType::Int,
-                  name, " must be one int32 in a GPU's memory");
+  require(counter.is_cuda() && counter.numel() == 1 &&
+              counter.scalar_type() == torch::headeronly::ScalarType::Int,
+          name, " must be one int32 in a GPU's memory");
   return static_cast<uint32_t*>(counter.mutable_data_ptr());
 }
 
 void op_pack_and_put(Tensor source, Tensor runs, std::vector<Tensor> destinations, std::vector<Tensor> flags,
                      int64_t value, std::optional<Tensor> ticket, int64_t num_blocks) {
   check_arguments(source, runs, destinations);
-  STD_TORCH_CHECK(num_blocks > 0, "num_blocks is ", num_blocks, "; at least one is needed");
-  STD_TORCH_CHECK(flags.size() <= kMaxDestinations, "flags: ", flags.size(), " are more than ", kMaxDestinations);
-  STD_TORCH_CHECK(ticket.has_value() || flags.empty(), "flags need a ticket");
+  require(num_blocks > 0, "num_blocks is ", num_blocks, "; at least one is needed");
+  require(flags.size() <= kMaxDestinations, "flags: ", flags.size(), " are more than ", kMaxDestinations);
+  require(ticket.has_value() || flags.empty(), "flags need a ticket");
   Flags to_set{};
   to_set.num_flags = static_cast<int>(flags.size());
   to_set.value = static_cast<uint32_t>(value);
@@ -122,7 +123,7 @@ void op_pack_and_put(Tensor source, Tensor runs, std::vector<Tensor> destination
 
 void op_copy_runs(Tensor source, Tensor runs, std::vector<Tensor> destinations, bool is_batched) {
   check_arguments(source, runs, destinations);
-  STD_TORCH_CHECK(runs.is_cpu(), "runs must be on the host: copy engines are driven from there");
+  require(runs.is_cpu(), "runs must be on the host: copy engines are driven from there");
   const auto pieces = pieces_of(source, runs, destinations);
   const torch::stable::accelerator::DeviceGuard guard(source.get_device_index());
   cudaStream_t stream = current_stream(source);

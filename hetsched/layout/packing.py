@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from hetsched import _core
 from hetsched.batch import Sample
 from hetsched.errors import DataError
-from hetsched.layout.shares import Share
+from hetsched.layout.shares import Cost, Share, share_samples
 
 IntArray = NDArray[np.int64]
 
@@ -71,6 +71,33 @@ def pack_samples(samples: Sequence[Sample], *, capacity: int, keep_order: bool =
         lengths = tuple(sample.num_tokens for sample in chosen)
         shares.append(Share(tuple(chosen), lengths, sum(lengths)))
     return shares
+
+
+def share_within(
+    samples: Sequence[Sample], *, capacity: int, num_microbatches: int, num_replicas: int, cost: Cost
+) -> list[tuple[Share, ...]]:
+    """``share_samples`` where no packed sequence may hold more than ``capacity`` tokens.
+
+    Work that is shared evenly is preferred; where that overfills a sequence, the samples are packed tightly. Then the
+    replicas of a microbatch get sequences of similar work, and the last microbatches may stay empty.
+
+    Raises:
+        DataError: a sample is longer than the capacity, or the samples fill more sequences than a step has.
+    """
+    even = share_samples(samples, num_microbatches=num_microbatches, num_replicas=num_replicas, cost=cost)
+    if all(share.num_tokens <= capacity for shares in even for share in shares):
+        return even
+    packed = pack_samples(samples, capacity=capacity)
+    room = num_microbatches * num_replicas
+    if len(packed) > room:
+        raise DataError(
+            f"{len(samples)} samples of {sum(s.num_tokens for s in samples)} tokens in all fill {len(packed)} packed "
+            f"sequences of {capacity}, but a step has {room} ({num_microbatches} microbatches x {num_replicas} "
+            "replicas); use smaller batches, more microbatches or a larger capacity"
+        )
+    packed.sort(key=lambda share: -sum(cost(length) for length in share.lengths))
+    packed += [Share((), (), 0)] * (room - len(packed))
+    return [tuple(packed[m * num_replicas : (m + 1) * num_replicas]) for m in range(num_microbatches)]
 
 
 def placeholder_mask(share: Share) -> NDArray[np.bool_]:

@@ -21,6 +21,10 @@ def check_plan(plan: Plan) -> None:
     """Raise PlanError at the first thing that cannot be run."""
     require(plan.world_size >= 1, f"world_size = {plan.world_size}", field="world_size", fix="use at least 1")
     require(plan.microbatches >= 1, f"microbatches = {plan.microbatches}", field="microbatches", fix="use at least 1")
+    if plan.capacity is not None:
+        require(
+            plan.capacity >= 1, f"capacity = {plan.capacity}", field="capacity", fix="use at least 1, or no capacity"
+        )
     require(bool(plan.modules), "there are no modules", field="modules", fix="add [modules.<name>] tables")
     for name, module in plan.modules.items():
         _check_degrees(name, module)

@@ -139,6 +139,7 @@ class Plan:
         microbatches: of one step.
         modules: name -> its layout and ranks.
         boundaries: the edges of the module graph; they meet in one module, which computes the loss.
+        capacity: tokens that the packed sequence of one microbatch and replica holds at most; no limit if left out.
         schedule, dtype, seed: see their types.
         model: sizes of the reference model; left out by trainers that bring builders of their own.
         data, training: of ``hetsched train``; left out by trainers with a loop of their own.
@@ -153,6 +154,7 @@ class Plan:
     schedule: SchedulePlan = field(default_factory=SchedulePlan)
     dtype: DType = "float32"
     seed: int = 0
+    capacity: int | None = None
     model: dict[str, VisionConfig | LLMConfig] | None = None
     data: DataPlan | None = None
     training: TrainingPlan | None = None

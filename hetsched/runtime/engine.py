@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from hetsched.batch import Batch
 from hetsched.errors import DataError, JobError, PlanError
 from hetsched.graph import make_topology
+from hetsched.ops import take_fault
 from hetsched.parallel.data import sum_gradients
 from hetsched.plan import Plan
 from hetsched.runtime.exchange import Exchange
 from hetsched.runtime.executor import Executor, StepResult
 from hetsched.runtime.mesh import ModuleMesh, copies_group, make_meshes
 from hetsched.runtime.recorder import Recorder
-from hetsched.runtime.report import EvaluationReport, StepReport, gather_figures, gather_objects
+from hetsched.runtime.report import EvaluationReport, StepReport, gather_figures, gather_objects, name_ranks
 from hetsched.runtime.trace import RankTrace, measured_timeline
 from hetsched.runtime.transport.gloo import GlooTransport
 from hetsched.runtime.work import Channels, RankStep
@@ -84,6 +85,8 @@ class Engine:
 
         Raises:
             DataError: on every rank, if any rank cannot use the data; names the sample.
+            ValueError: a row operation met a bad id or placeholder. On a GPU, where kernels go on after a fault, it
+                comes on every rank at the end of the step, whose gradients are then worth nothing.
         """
         for parameter in self.parameters():
             parameter.grad = None
@@ -101,9 +104,12 @@ class Engine:
         finally:
             for stage in self.stages.values():
                 stage.train()
-        losses = gather_objects((float(result.loss_sum), self._outputs(step, result)), group=None)
-        outputs = {index: rows for _, part in losses for index, rows in part.items()}
-        return EvaluationReport(sum(loss for loss, _ in losses) / step.divisor, outputs)
+        mine = (float(result.loss_sum), self._outputs(step, result), _kernel_fault())
+        losses, rows, faults = zip(*gather_objects(mine, group=None), strict=True)
+        if any(faults):
+            raise ValueError(name_ranks(faults))
+        outputs = {index: sample_rows for part in rows for index, sample_rows in part.items()}
+        return EvaluationReport(sum(losses) / step.divisor, outputs)
 
     def timeline(self) -> Timeline:
         """The last step as it ran, on all ranks; every rank calls this. See hetsched.runtime.trace."""
@@ -170,8 +176,7 @@ class Engine:
         failed = torch.tensor([problem is not None], dtype=torch.int32)
         dist.all_reduce(failed)
         if failed.item():
-            problems = gather_objects(problem, group=None)
-            raise DataError("; ".join(f"rank {rank}: {p}" for rank, p in enumerate(problems) if p is not None))
+            raise DataError(name_ranks(gather_objects(problem, group=None)))
         return work, step
 
     def _run(self, work: RankStep, step: StepPlan, *, is_training: bool) -> StepResult:
@@ -182,6 +187,7 @@ class Engine:
 
     def _report(self, batch: Batch, step: StepPlan, result: StepResult) -> StepReport:
         elapsed, waited = self.recorder.now() / 1e9, self.recorder.waited_ns / 1e9
+        fault = _kernel_fault()
         figures = {
             "loss": float(result.loss_sum),
             "weight": float(result.weight),
@@ -189,8 +195,11 @@ class Engine:
             "waiting_s": waited,
             "sent_bytes": float(self._exchange.sent_bytes),
             "memory": float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024),
+            "faults": float(fault is not None),
         }
         every = gather_figures(figures, group=None)
+        if any(every["faults"]):
+            raise ValueError(name_ranks(gather_objects(fault, group=None)))
         if sum(every["weight"]) != step.divisor:
             raise DataError(
                 f"the stages counted a weight of {sum(every['weight']):g}, the samples were described with "
@@ -215,6 +224,12 @@ class Engine:
             for sample, rows in zip(share.members, extras[0].split(share.lengths), strict=True):
                 outputs[sample.index] = rows.cpu()  # type: ignore[union-attr]
         return outputs
+
+
+def _kernel_fault() -> str | None:
+    """What row kernels met on this rank and could not raise; None if all was well."""
+    fault = take_fault()
+    return None if fault is None else str(fault)
 
 
 def _check_launch(plan: Plan, builders: Mapping[str, Builder]) -> None:

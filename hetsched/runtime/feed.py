@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hetsched.batch import Batch, DataSource, Item, Sample
 from hetsched.errors import DataError
+from hetsched.layout.positions import text_positions
 from hetsched.layout.shares import Share
 from hetsched.runtime.stage import BoundaryRows, StageMeta
 
@@ -44,12 +45,11 @@ def make_meta(
 ) -> StageMeta:
     """The meta of one call of a stage, for the shares of its microbatches; see StageMeta."""
     lengths = [length for share in shares for length in share.lengths]
-    positions = [torch.arange(length) for length in lengths]
     return StageMeta(
         microbatch=microbatch,
         cu_seqlens=torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device),
         max_seqlen=max(lengths, default=0),
-        positions=torch.cat([torch.empty(0, dtype=torch.int64), *positions]).to(device),
+        positions=torch.from_numpy(text_positions(lengths)).to(device),
         inputs=inputs,
         boundary=boundary,
     )

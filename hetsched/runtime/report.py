@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,3 +61,8 @@ def gather_objects(value: Any, *, group: dist.ProcessGroup | None) -> list[Any]:
     every: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(every, value, group=group)
     return every
+
+
+def name_ranks(problems: Sequence[str | None]) -> str:
+    """The problems of all ranks as one text that names the ranks; "" where there are none."""
+    return "; ".join(f"rank {rank}: {problem}" for rank, problem in enumerate(problems) if problem is not None)

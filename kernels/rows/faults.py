@@ -1,13 +1,12 @@
 """Bad placeholders found on a device: a record that kernels write, and the ValueError that it becomes.
 
 A kernel cannot raise, and asking it costs a host synchronization. So a kernel that meets a bad index writes a
-record of five integers and goes on; the first fault stays until it is read. ``raise_faults`` reads it where the
-host synchronizes anyway. The CPU path raises at once, with the same words.
+record of five integers and goes on; the first fault stays until it is read. ``take_fault`` reads it where the
+host synchronizes anyway: the engine does so at the end of a step. The CPU path raises at once, with the same words.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from enum import IntEnum
 
@@ -49,7 +48,9 @@ def fault_error(record: Sequence[int]) -> ValueError:
     return ValueError(_WORDS[Fault(fault)].format(at=at, bound=bound))
 
 
-@functools.cache
+_records: dict[torch.device, Tensor] = {}
+
+
 def fault_record(device: torch.device) -> Tensor:
     """The record of one device, int64 ``[RECORD_LENGTH]``; zeros while nothing is wrong.
 
@@ -59,21 +60,38 @@ def fault_record(device: torch.device) -> Tensor:
     Raises:
         RuntimeError: the first use falls into the capture of a CUDA graph, whose replays would clear the record.
     """
+    if device in _records:
+        return _records[device]
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         raise RuntimeError("call the row operation once before capturing it in a CUDA graph")
     with torch.inference_mode(False):
-        return torch.zeros(RECORD_LENGTH, dtype=torch.int64, device=device)
+        _records[device] = torch.zeros(RECORD_LENGTH, dtype=torch.int64, device=device)
+    return _records[device]
 
 
-def raise_faults(device: torch.device | str) -> None:
-    """Raises what row kernels found wrong on ``device`` since the last call; synchronizes with it.
+def take_fault(device: torch.device | str | None = None) -> ValueError | None:
+    """What row kernels found wrong since the last call, not raised; synchronizes with the device.
+
+    Args:
+        device: where to look; by default on every device on which a row kernel ran.
+    """
+    # A tensor's device has its index filled in.
+    devices = list(_records) if device is None else [torch.empty(0, device=device).device]
+    for where in devices:
+        record = fault_record(where)
+        found = record.tolist()
+        if found[0] != Fault.NONE:
+            record.zero_()
+            return fault_error(found)
+    return None
+
+
+def raise_faults(device: torch.device | str | None = None) -> None:
+    """Raises what ``take_fault`` takes.
 
     Raises:
         ValueError: placeholders or ids were out of range, used twice or unsorted; names argument, shape and value.
     """
-    # A tensor's device has its index filled in.
-    record = fault_record(torch.empty(0, device=device).device)
-    found = record.tolist()
-    if found[0] != Fault.NONE:
-        record.zero_()
-        raise fault_error(found)
+    fault = take_fault(device)
+    if fault is not None:
+        raise fault

@@ -1,6 +1,6 @@
 """The row operations as torch.library ops: CPU and CUDA implementations, fake kernels and autograd.
 
-Five ops, each opaque to torch.compile. ``move`` is a sparse permutation given by an index and its inverse, so its
+Six ops, each opaque to torch.compile. ``move`` is a sparse permutation given by an index and its inverse, so its
 adjoint is itself with the two swapped; scatter, pad and unpad are moves. ``hetsched.ops`` holds the documented faces.
 """
 
@@ -96,6 +96,44 @@ def _(grad: Tensor, ids: Tensor, slot: Tensor | None, order: Tensor | None, num_
     return grad.new_empty(num_rows, grad.shape[1])
 
 
+@torch.library.custom_op("hetsched::merge_backward", mutates_args=())
+def merge_backward(
+    grad: Tensor,
+    ids: Tensor,
+    slot: Tensor,
+    inverse: Tensor,
+    order: Tensor | None,
+    num_rows: Sequence[int],
+    table_rows: int,
+    vocab_start: int,
+) -> list[Tensor]:
+    """The gradient of the table and those of every encoder's rows."""
+    inverses = inverse.split(list(num_rows))
+    if not grad.is_cuda:
+        return [sum_rows(grad, ids, slot, order, table_rows, vocab_start), *(naive.take(grad, i) for i in inverses)]
+    from hetsched.kernels.rows.triton_backward import merge_gradients
+
+    if order is None:
+        order = naive.text_order(ids, slot)
+    table_grad = grad.new_zeros(table_rows, grad.shape[1])
+    parts = merge_gradients(table_grad, grad, ids, slot=slot, order=order, inverses=inverses, vocab_start=vocab_start)
+    return [table_grad, *parts]
+
+
+@merge_backward.register_fake
+def _(
+    grad: Tensor,
+    ids: Tensor,
+    slot: Tensor,
+    inverse: Tensor,
+    order: Tensor | None,
+    num_rows: Sequence[int],
+    table_rows: int,
+    vocab_start: int,
+) -> list[Tensor]:
+    return [grad.new_empty(num, grad.shape[1]) for num in (table_rows, *num_rows)]
+
+
 @torch.library.custom_op("hetsched::merge", mutates_args=())
 def merge(
     table: Tensor,
@@ -136,6 +174,9 @@ def _merge_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _merge_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     ids, slot, inverse, order = ctx.saved_tensors
+    if inverse is not None and ctx.num_rows and ctx.needs_input_grad[0] and all(ctx.needs_input_grad[5]):
+        found = merge_backward(grad, ids, slot, inverse, order, ctx.num_rows, ctx.table_rows, ctx.vocab_start)
+        return found[0], None, None, None, None, found[1:], None, None
     table_grad = None
     if ctx.needs_input_grad[0]:
         table_grad = sum_rows(grad, ids, slot, order, ctx.table_rows, ctx.vocab_start)

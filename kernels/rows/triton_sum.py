@@ -17,15 +17,19 @@ from torch import Tensor
 from hetsched.kernels.rows.faults import Fault, fault_record
 from hetsched.kernels.rows.triton import report_any, with_unit_columns
 
-SPAN = 64
+SPAN = 32
 """Places at which runs are cut."""
 GROUP = 4
 """Rows of a run that a program has in flight at once."""
+MAX_REGISTERS = 48
+"""Of a thread that sums pieces; more would leave room for fewer programs, and so for fewer rows on their way."""
 CHAIN = 16
 """Partial sums that are in flight at once."""
 NUM_PROGRAMS = 132 * 128 - 1
 """Programs of a launch at most; each takes every NUM_PROGRAMS-th place, so that idle places cost no launch.
 Odd, so that no program meets the places where long runs are cut more often than another."""
+NUM_CHAINS = 132 * 16 - 1
+"""The same for the sums of partial sums."""
 
 _NO_ROW = tl.constexpr(-1)
 _LAST = tl.constexpr(2**62)
@@ -88,33 +92,34 @@ def _row_at(sorted_rows, p, num_tokens):
 
 
 @triton.jit
-def _sum_piece(
+def _sum_rest(
     grad,
     order,
     sorted_rows,
-    place,
+    end,
     row,
     span_end,
+    total,
     num_tokens,
     grad_stride,
     col,
     is_col,
-    wide: tl.constexpr,
+    SPAN: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """Sum of the piece that begins at ``place``, in the order of places, and whether its run goes on behind it."""
-    position = tl.load(order + place).to(tl.int64)
-    total = tl.load(grad + position * grad_stride + col, mask=is_col, other=0.0).to(wide)
-    end = place + 1
-    following = _row_at(sorted_rows, end, num_tokens)
-    while (following == row) & (end < span_end):
+    """Adds to ``total`` the rows of a piece from place ``end`` on, in their order; also whether its run goes on."""
+    # Its length is known after one access; looking place by place would wait for memory in every step.
+    places = end + tl.arange(0, SPAN)
+    is_same = (_row_at(sorted_rows, places, num_tokens) == row) & (places < span_end)
+    stop = end + tl.sum(is_same.to(tl.int32), axis=0)
+    while end < stop:
         for i in tl.static_range(GROUP):
-            is_here = (_row_at(sorted_rows, end + i, num_tokens) == row) & (end + i < span_end)
+            is_here = end + i < stop
             position = tl.load(order + end + i, mask=is_here, other=0).to(tl.int64)
-            total += tl.load(grad + position * grad_stride + col, mask=is_here & is_col, other=0.0).to(wide)
-        end = tl.minimum(end + GROUP, span_end)
-        following = _row_at(sorted_rows, end, num_tokens)
-    return total, following == row
+            part = tl.load(grad + position * grad_stride + col, mask=is_here & is_col, other=0.0)
+            total += part.to(total.dtype)
+        end += GROUP
+    return total, _row_at(sorted_rows, stop, num_tokens) == row
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
@@ -137,21 +142,39 @@ def _sum_pieces_kernel(
     """
     num_col_blocks = tl.cdiv(hidden, COLS)
     begin = tl.load(bounds)
-    num_items = (tl.load(bounds + 1) - begin) * num_col_blocks
+    # Bounds that nobody wrote, as no place has a row, are anything.
+    num_items = tl.minimum(tl.load(bounds + 1) - begin, num_tokens) * num_col_blocks
     item = tl.program_id(0)
     wide: tl.constexpr = partials.dtype.element_ty
     while item < num_items:
         place = begin + item // num_col_blocks
+        # All that one place needs is asked for at once, and the gradient's row right after it.
         row = _row_at(sorted_rows, place, num_tokens)
         is_from_before = _row_at(sorted_rows, place - 1, num_tokens) == row
+        goes_on = _row_at(sorted_rows, place + 1, num_tokens) == row
+        position = tl.load(order + place, mask=(place >= 0) & (place < num_tokens), other=0).to(tl.int64)
         span = place // SPAN
         if (row != _NO_ROW) & ((place == span * SPAN) | ~is_from_before):
             col = (item % num_col_blocks) * COLS + tl.arange(0, COLS)
             is_col = col < hidden
+            total = tl.load(grad + position * grad_stride + col, mask=is_col, other=0.0).to(wide)
             span_end = (span + 1) * SPAN
-            total, goes_on = _sum_piece(
-                grad, order, sorted_rows, place, row, span_end, num_tokens, grad_stride, col, is_col, wide, GROUP
-            )
+            if goes_on & (place + 1 < span_end):
+                total, goes_on = _sum_rest(
+                    grad,
+                    order,
+                    sorted_rows,
+                    place + 1,
+                    row,
+                    span_end,
+                    total,
+                    num_tokens,
+                    grad_stride,
+                    col,
+                    is_col,
+                    SPAN,
+                    GROUP,
+                )
             if is_from_before | goes_on:
                 which = 2 * span.to(tl.int64) + tl.where(is_from_before, 0, 1)
                 tl.store(partials + which * hidden + col, total, mask=is_col)
@@ -160,32 +183,44 @@ def _sum_pieces_kernel(
         item += tl.num_programs(0)
 
 
+@triton.jit
+def _sum_chain(
+    sorted_rows, out, partials, span, row, num_tokens, hidden, col, is_col, SPAN: tl.constexpr, CHAIN: tl.constexpr
+):
+    """Writes the sum of the run that begins in ``span`` and goes on, in the order of spans."""
+    total = tl.load(partials + (2 * span.to(tl.int64) + 1) * hidden + col, mask=is_col, other=0.0)
+    first = span + 1
+    is_more = True
+    while is_more:
+        spans = first + tl.arange(0, CHAIN)
+        is_here = _row_at(sorted_rows, spans * SPAN, num_tokens) == row
+        source = partials + 2 * spans.to(tl.int64)[:, None] * hidden + col[None, :]
+        total += tl.sum(tl.load(source, mask=is_here[:, None] & is_col[None, :], other=0.0), axis=0)
+        first += CHAIN
+        is_more = tl.min(is_here.to(tl.int32), axis=0) == 1
+    tl.store(out + row.to(tl.int64) * hidden + col, total.to(out.dtype.element_ty), mask=is_col)
+
+
 @triton.jit(do_not_specialize=["num_tokens"])
 def _sum_partials_kernel(
-    sorted_rows, out, partials, num_tokens, hidden, SPAN: tl.constexpr, CHAIN: tl.constexpr, COLS: tl.constexpr
+    sorted_rows, bounds, out, partials, num_tokens, hidden, SPAN: tl.constexpr, CHAIN: tl.constexpr, COLS: tl.constexpr
 ):
-    """Adds the partial sums of the run that begins in a span and goes on, in the order of spans."""
+    """Adds the partial sums of every run that was cut; a run belongs to the span in which it begins."""
     num_col_blocks = tl.cdiv(hidden, COLS)
-    span = tl.program_id(0) // num_col_blocks
-    row = _row_at(sorted_rows, (span + 1) * SPAN, num_tokens)
-    if (row != _NO_ROW) & (row == _row_at(sorted_rows, (span + 1) * SPAN - 1, num_tokens)):
-        is_from_before = (row == _row_at(sorted_rows, span * SPAN, num_tokens)) & (
-            row == _row_at(sorted_rows, span * SPAN - 1, num_tokens)
-        )
-        if ~is_from_before:
-            col = (tl.program_id(0) % num_col_blocks) * COLS + tl.arange(0, COLS)
-            is_col = col < hidden
-            total = tl.load(partials + (2 * span.to(tl.int64) + 1) * hidden + col, mask=is_col, other=0.0)
-            first = span + 1
-            is_more = True
-            while is_more:
-                spans = first + tl.arange(0, CHAIN)
-                is_here = _row_at(sorted_rows, spans * SPAN, num_tokens) == row
-                source = partials + 2 * spans.to(tl.int64)[:, None] * hidden + col[None, :]
-                total += tl.sum(tl.load(source, mask=is_here[:, None] & is_col[None, :], other=0.0), axis=0)
-                first += CHAIN
-                is_more = tl.min(is_here.to(tl.int32), axis=0) == 1
-            tl.store(out + row.to(tl.int64) * hidden + col, total.to(out.dtype.element_ty), mask=is_col)
+    first_span = tl.load(bounds) // SPAN
+    num_spans = (tl.load(bounds + 1) - 1) // SPAN - first_span
+    num_items = tl.minimum(num_spans, num_tokens // SPAN) * num_col_blocks
+    item = tl.program_id(0)
+    while item < num_items:
+        span = first_span + item // num_col_blocks
+        row = _row_at(sorted_rows, (span + 1) * SPAN, num_tokens)
+        last = _row_at(sorted_rows, (span + 1) * SPAN - 1, num_tokens)
+        start = _row_at(sorted_rows, span * SPAN, num_tokens)
+        before = _row_at(sorted_rows, span * SPAN - 1, num_tokens)
+        if (row != _NO_ROW) & (row == last) & ~((row == start) & (row == before)):
+            col = (item % num_col_blocks) * COLS + tl.arange(0, COLS)
+            _sum_chain(sorted_rows, out, partials, span, row, num_tokens, hidden, col, col < hidden, SPAN, CHAIN)
+        item += tl.num_programs(0)
 
 
 def sum_cols(hidden: int, itemsize: int) -> int:
@@ -194,13 +229,18 @@ def sum_cols(hidden: int, itemsize: int) -> int:
     return cols
 
 
+def num_warps(cols: int, itemsize: int) -> int:
+    """Warps of one program; narrow programs are small ones, so that as many bytes are on their way."""
+    return max(1, cols * itemsize // 1024)
+
+
 def _sort_rows(
     ids: Tensor, slot: Tensor | None, order: Tensor, *, num_rows: int, vocab_start: int
 ) -> tuple[Tensor, Tensor]:
-    """Table row of each place, int32 ``[T]``, and the bounds of the places that have one, int32 ``[2]``."""
+    """Table row of each place, int32 ``[T]``, and the bounds of the places that have one, int32 ``[2]``, if any has."""
     num_tokens = order.shape[0]
     sorted_rows = torch.empty(num_tokens, dtype=torch.int32, device=ids.device)
-    bounds = torch.zeros(2, dtype=torch.int32, device=ids.device)
+    bounds = torch.empty(2, dtype=torch.int32, device=ids.device)
     block = 256
     _sort_rows_kernel[(triton.cdiv(num_tokens, block),)](
         ids,
@@ -260,12 +300,13 @@ def sum_rows_into(
         SPAN=SPAN,
         GROUP=GROUP,
         COLS=cols,
-        num_warps=4,
+        num_warps=num_warps(cols, grad.element_size()),
+        maxnreg=MAX_REGISTERS,
     )
     if num_spans > 1:
         # A chain of partial sums is read by few programs: narrow ones are more.
         cols = min(cols, 512)
-        _sum_partials_kernel[((num_spans - 1) * triton.cdiv(hidden, cols),)](
-            sorted_rows, out, partials, num_tokens, hidden, SPAN=SPAN, CHAIN=CHAIN, COLS=cols, num_warps=4
+        _sum_partials_kernel[(min((num_spans - 1) * triton.cdiv(hidden, cols), NUM_CHAINS),)](
+            sorted_rows, bounds, out, partials, num_tokens, hidden, SPAN=SPAN, CHAIN=CHAIN, COLS=cols, num_warps=4
         )
     return out

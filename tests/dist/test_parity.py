@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 
 import pytest
 import torch
 from torch import Tensor
 
+from hetsched.errors import DataError
 from hetsched.plan import Plan
+from hetsched.stepplan import plan_step
 from tests.dist.mutants import MUTANTS
 from tests.dist.plans import make_plan
 from tests.dist.pool import Pool, RanksFailed
@@ -115,6 +118,33 @@ def test_gradients_and_weights_equal_those_of_one_process(ranks: Pool, case: str
     plan = make_plan(**parts)
     found = ranks.run(train_on_ranks, plan, items, num_ranks=plan.world_size)
     check_against(found, expected(plan, items), zero=WITHOUT_GRADIENT.get(case, ""))
+
+
+def tightest(plan: Plan, items: str) -> Plan:
+    """The plan with the least capacity that holds each of its batches."""
+    source = source_of(plan, items)
+    samples = [tuple(map(source.describe, batch)) for batch in batches(items)]
+    for capacity in range(1, 1000):
+        limited = replace(plan, capacity=capacity)
+        try:
+            packed = [plan_step(limited, batch) for batch in samples]
+        except DataError:
+            continue
+        assert any(a.shares != plan_step(plan, batch).shares for a, batch in zip(packed, samples, strict=True))
+        return limited
+    raise AssertionError("no capacity holds the batches")
+
+
+CROWDED = {
+    "colocated": dict(vision=layout(dp=4), llm=layout(dp=2, pp=2), world_size=4, microbatches=2),
+    "non-colocated": dict(vision=layout(dp=2), llm=layout(2, dp=3), world_size=5, microbatches=1),
+}
+
+
+@pytest.mark.parametrize("case", CROWDED)
+def test_microbatches_packed_to_their_capacity_give_the_same_gradients(ranks: Pool, case: str) -> None:
+    plan = tightest(make_plan(**CROWDED[case]), "many")
+    check_against(ranks.run(train_on_ranks, plan, "many", num_ranks=plan.world_size), expected(plan, "many"))
 
 
 @pytest.mark.parametrize("mutant", MUTANTS)

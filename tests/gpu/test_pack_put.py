@@ -18,6 +18,7 @@ pytestmark = pytest.mark.skipif(REASON is not None, reason=REASON or "")
 
 NUM_ROWS = 4096
 NUM_ROUNDS = 200
+KERNEL, COPIES, FLAG_EARLY = "kernel", "batch of copies", "mutant: flag before rows"
 
 
 def random_runs(num_runs: int, *, longest: int, num_destinations: int, generator: torch.Generator) -> Tensor:
@@ -81,6 +82,26 @@ def test_copies_by_the_engine_are_the_same(is_batched: bool) -> None:
         assert torch.equal(bits(actual), bits(wanted))
 
 
+@pytest.mark.parametrize("num_runs", [0, 100, library.MOST_COPIES + 1])
+@pytest.mark.parametrize("is_on_default", [False, True], ids=["own stream", "default stream"])
+def test_either_way_that_put_chooses_delivers_and_then_signals(num_runs: int, is_on_default: bool) -> None:
+    generator = torch.Generator().manual_seed(num_runs)
+    runs = random_runs(num_runs, longest=20, num_destinations=2, generator=generator)
+    source = torch.randn(NUM_ROWS, 129, device="cuda")
+    destinations = [torch.full_like(source, float("nan")) for _ in range(2)]
+    expected = [d.clone() for d in destinations]
+    naive.put_runs(source, runs, expected)
+    flags = [torch.zeros(1, dtype=torch.int32, device="cuda") for _ in range(2)]
+    signal = library.Signal(flags, 7, torch.zeros(1, dtype=torch.int32, device="cuda"))
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.default_stream() if is_on_default else torch.cuda.Stream()):
+        library.put(source, runs, destinations, signal=signal)
+    torch.cuda.synchronize()
+    assert [int(flag) for flag in flags] == [7, 7]
+    for actual, wanted in zip(destinations, expected, strict=True):
+        assert torch.equal(bits(actual), bits(wanted))
+
+
 @pytest.mark.parametrize(
     ("run", "words"),
     [
@@ -127,7 +148,7 @@ def test_a_stream_waits_for_its_counter_even_across_the_wrap() -> None:
     assert out.item() == 1
 
 
-def exchange(rank: int, port: int, is_flag_early: bool) -> None:
+def exchange(rank: int, port: int, way: str) -> None:
     """Both ranks send ragged runs at random times; each reads what its stream has waited for."""
     import torch.distributed._symmetric_memory as symmetric_memory
 
@@ -142,7 +163,7 @@ def exchange(rank: int, port: int, is_flag_early: bool) -> None:
     outbox = symmetric_memory.rendezvous(inbox, group).get_buffer(peer, inbox.shape, inbox.dtype)
     sent = symmetric_memory.rendezvous(arrived, group).get_buffer(peer, (1,), torch.int32)
     ticket = torch.zeros(1, dtype=torch.int32, device=device)
-    num_wrong = 0
+    num_wrong, sending = 0, torch.cuda.Stream()
     for value in range(1, NUM_ROUNDS + 1):
         made = [torch.Generator().manual_seed(2 * value + r) for r in range(2)]
         runs = [random_runs(60, longest=64, num_destinations=1, generator=g) for g in made]
@@ -153,10 +174,16 @@ def exchange(rank: int, port: int, is_flag_early: bool) -> None:
         torch.cuda.synchronize()
         dist.barrier()
         torch.cuda._sleep(int(torch.randint(0, 1_000_000, ())))  # type: ignore[no-untyped-call]
-        if is_flag_early:
+        if way == FLAG_EARLY:
             library.stream_write_value(sent, value)
             torch.cuda._sleep(1_000_000)  # type: ignore[no-untyped-call]
-        library.pack_and_put(rows[rank], runs[rank], [outbox], signal=library.Signal([sent], value, ticket))
+        signal = library.Signal([sent], value, ticket)
+        if way == COPIES:
+            sending.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(sending):
+                library.put(rows[rank], runs[rank], [outbox], signal=signal)
+        else:
+            library.pack_and_put(rows[rank], runs[rank], [outbox], signal=signal)
         with torch.cuda.stream(torch.cuda.Stream()):
             library.stream_wait_value(arrived, value)
             seen = inbox.clone()
@@ -165,14 +192,14 @@ def exchange(rank: int, port: int, is_flag_early: bool) -> None:
         dist.barrier()
     dist.destroy_process_group()
     print(f"rank {rank}: {num_wrong} of {NUM_ROUNDS} wrong", file=sys.stderr)
-    if bool(num_wrong) != is_flag_early:
+    if bool(num_wrong) != (way == FLAG_EARLY):
         raise AssertionError(f"rank {rank}: {num_wrong} of {NUM_ROUNDS} messages were read wrong")
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-@pytest.mark.parametrize("is_flag_early", [False, True], ids=["flag after rows", "mutant: flag before rows"])
-def test_a_peer_that_waits_for_the_flag_reads_every_row(is_flag_early: bool) -> None:
+@pytest.mark.parametrize("way", [KERNEL, COPIES, FLAG_EARLY])
+def test_a_peer_that_waits_for_the_flag_reads_every_row(way: str) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    spawn(exchange, args=(port, is_flag_early), nprocs=2)  # type: ignore[no-untyped-call]
+    spawn(exchange, args=(port, way), nprocs=2)  # type: ignore[no-untyped-call]

@@ -107,6 +107,9 @@ def test_ops_pass_opcheck() -> None:
     tensors = leaves(case)
     inverse = naive.invert(case.slot, case.num_rows, is_slot=True)
     opcheck(library.merge, (tensors[0], case.ids, case.slot, inverse, None, tensors[1:], case.vocab_start, 50))
+    num_rows = [part.shape[0] for part in case.rows]
+    grad = torch.randn(127, 24, device=CUDA)
+    opcheck(library.merge_backward, (grad, case.ids, case.slot, inverse, None, num_rows, 30, case.vocab_start))
     opcheck(library.invert, (case.slot, case.num_rows, True))
     cu_seqlens = torch.tensor([0, 30, 127], dtype=torch.int32, device=CUDA)
     opcheck(library.pad_index, (cu_seqlens, 100, 127))

@@ -40,8 +40,8 @@ def source(kernel: Any, types: Mapping[str, Any], constants: Mapping[str, Any]) 
     return ASTSource(fn=kernel, signature=signature, constexprs=constexprs, attrs=attributes)
 
 
-def kernels() -> Iterator[tuple[str, ASTSource]]:
-    """Every kernel, for each dtype, index dtype and number of encoders that changes its code."""
+def kernels() -> Iterator[tuple[str, ASTSource, int]]:
+    """Every kernel and its warps, for each dtype, index dtype and number of encoders that changes its code."""
     ints = (
         "num_tokens",
         "hidden",
@@ -66,14 +66,15 @@ def kernels() -> Iterator[tuple[str, ASTSource]]:
                 "row_strides": ("i32",) * encoders,
             }
             constants = {"ROWS": block_rows, "COLS": block_cols}
-            yield f"merge {dtype} {encoders} encoders", source(rows._merge_kernel, types, constants)
+            yield f"merge {dtype} {encoders} encoders", source(rows._merge_kernel, types, constants), 4
         wide = "*fp64" if dtype == "fp64" else "*fp32"
         types = scalars | pointers | {"order": "*i64", "sorted_rows": "*i32", "bounds": "*i32", "partials": wide}
-        for kernel in (triton_sum._sum_pieces_kernel, triton_sum._sum_partials_kernel):
-            is_pieces = kernel is triton_sum._sum_pieces_kernel
-            constants = {"SPAN": triton_sum.SPAN, "COLS": triton_sum.sum_cols(4096, itemsize) if is_pieces else 512}
-            constants |= {"GROUP": triton_sum.GROUP, "CHAIN": triton_sum.CHAIN}
-            yield f"{kernel.__name__} {dtype}", _matching(kernel, types, constants)
+        chosen = {"SPAN": triton_sum.SPAN, "GROUP": triton_sum.GROUP, "CHAIN": triton_sum.CHAIN}
+        for hidden in (512, 1024, 4096) if dtype == "bf16" else (4096,):
+            cols = triton_sum.sum_cols(hidden, itemsize)
+            pieces = _matching(triton_sum._sum_pieces_kernel, types, chosen | {"COLS": cols})
+            yield f"_sum_pieces {dtype} {hidden}", pieces, triton_sum.num_warps(cols, itemsize)
+        yield f"_sum_partials {dtype}", _matching(triton_sum._sum_partials_kernel, types, chosen | {"COLS": 512}), 4
     types = scalars | {
         "ids": "*i64",
         "slot": "*i64",
@@ -82,11 +83,11 @@ def kernels() -> Iterator[tuple[str, ASTSource]]:
         "bounds": "*i32",
         "record": "*i64",
     }
-    yield "sort_rows", _matching(triton_sum._sort_rows_kernel, types, {"FAULT": 6, "BLOCK": 256})
+    yield "sort_rows", _matching(triton_sum._sort_rows_kernel, types, {"FAULT": 6, "BLOCK": 256}), 4
     types = scalars | {"index": "*i64", "inverse": "*i32", "record": "*i64", "least": "i64"}
-    yield "invert", _matching(rows._invert_kernel, types, {"OUT_OF_RANGE": 1, "TWICE": 2, "BLOCK": 512})
+    yield "invert", _matching(rows._invert_kernel, types, {"OUT_OF_RANGE": 1, "TWICE": 2, "BLOCK": 512}), 4
     types = scalars | {"cu_seqlens": "*i32", "record": "*i64", "num_seqs": "i32", "max_seqlen": "i32"}
-    yield "check_cu_seqlens", _matching(rows._check_cu_seqlens_kernel, types, {"FAULT": 7, "BLOCK": 512})
+    yield "check_cu_seqlens", _matching(rows._check_cu_seqlens_kernel, types, {"FAULT": 7, "BLOCK": 512}), 4
 
 
 def _matching(kernel: Any, types: Mapping[str, Any], constants: Mapping[str, Any]) -> ASTSource:
@@ -121,6 +122,9 @@ def usage(compiled: Any) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    for name, kernel in kernels():
-        compiled = triton.compile(kernel, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4})
+    for name, kernel, num_warps in kernels():
+        options = {"num_warps": num_warps}
+        if name.startswith("_sum_pieces"):
+            options["maxnreg"] = triton_sum.MAX_REGISTERS
+        compiled = triton.compile(kernel, target=GPUTarget("cuda", 90, 32), options=options)
         print(json.dumps({"name": name, **usage(compiled)}), flush=True)

@@ -98,6 +98,8 @@ def test_ops_pass_opcheck() -> None:
     opcheck(library.merge, (table, IDS, SLOT, inverse, None, [vision, audio], 0, 7))
     opcheck(library.merge, (table, IDS, None, None, None, [], 0, 7))
     opcheck(library.sum_rows, (random_rows(11, 5).detach(), IDS, SLOT, ops.text_order(IDS, SLOT), 7, 0))
+    grad = random_rows(11, 5).detach()
+    opcheck(library.merge_backward, (grad, IDS, SLOT, inverse, ops.text_order(IDS, SLOT), [2, 3], 7, 0))
     opcheck(library.pad_index, (cu_seqlens, 9, 11))
     opcheck(library.move, (random_rows(11, 5), to_padded, to_rows))
 

@@ -56,11 +56,12 @@ def test_the_makespans_of_the_table(row: tuple[int, int, float, float, float, fl
 
 @pytest.mark.parametrize("schedule", PIPELINES)
 @pytest.mark.parametrize("num_lanes", [2, 4])
-def test_no_more_state_is_held_than_may_be(schedule: str, num_lanes: int) -> None:
+@pytest.mark.parametrize("num_items", [1, 4])
+def test_no_more_state_is_held_than_may_be(schedule: str, num_lanes: int, num_items: int) -> None:
     num_microbatches = 2 * num_lanes + 2
-    small = step(schedule, num_lanes, even(num_microbatches, 1, 2))
+    small = step(schedule, num_lanes, even(num_microbatches, 1, 2, num_items=num_items))
     for limit in range(1, 2 * num_lanes + 1):
-        placed = small.run(in_flight=limit, budget=60)
+        placed = small.run(in_flight=limit, budget=60, split_items=num_items > 1)
         assert placed.in_flight["vision"] <= limit
         if limit < num_lanes and schedule in ("1f1b", "gpipe"):
             least = num_microbatches * (6 * num_lanes + 3 / num_lanes) / limit

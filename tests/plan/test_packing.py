@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from hetsched.batch import Item, Placeholder, Sample
 from hetsched.errors import DataError
-from hetsched.layout.packing import loss_mask, pack, pack_samples, placeholder_mask, shift_labels
+from hetsched.layout.packing import loss_mask, pack, pack_samples, placeholder_mask, share_within, shift_labels
+from hetsched.layout.shares import Share, share_samples
 
 CAPACITY = 32_768
 
@@ -99,3 +100,40 @@ def test_labels_are_shifted_within_samples() -> None:
     [share] = pack_samples([sample(0, 3), sample(1, 2)], capacity=5)
     ids = np.array([10, 11, 12, 20, 21])
     assert shift_labels(ids, loss_mask(share)).tolist() == [11, 12, -100, 21, -100]
+
+
+SHAPE = {"num_microbatches": 3, "num_replicas": 2, "cost": lambda n: n * n}
+
+
+def members_of(shares: Sequence[tuple[Share, ...]]) -> list[Sample | Item]:
+    return [member for replicas in shares for share in replicas for member in share.members]
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=40), st.integers(30, 90))
+def test_within_a_capacity_no_sequence_is_overfull_and_no_sample_lost(lengths: list[int], capacity: int) -> None:
+    samples = [Sample(i, n, 1) for i, n in enumerate(lengths)]
+    if len(pack_samples(samples, capacity=capacity)) > 6:
+        with pytest.raises(DataError, match=f"packed sequences of {capacity}, but a step has 6"):
+            share_within(samples, capacity=capacity, **SHAPE)
+        return
+    shares = share_within(samples, capacity=capacity, **SHAPE)
+    assert [len(replicas) for replicas in shares] == [2, 2, 2]
+    assert all(share.num_tokens <= capacity for replicas in shares for share in replicas)
+    assert sorted(members_of(shares), key=lambda s: s.index) == samples
+
+
+def test_work_is_shared_evenly_where_the_capacity_allows_it_and_packed_tightly_where_not() -> None:
+    samples = [Sample(i, n, 1) for i, n in enumerate([30, *[7] * 10])]
+    even = share_samples(samples, **SHAPE)
+    assert max(share.num_tokens for replicas in even for share in replicas) == 30
+    assert share_within(samples, capacity=30, **SHAPE) == even
+    crowded = [Sample(i, n, 1) for i, n in enumerate([20, 20, 20, 20, 20, 20, 10, 10, 10, 10, 9, 11])]
+    tight = share_within(crowded, capacity=31, **SHAPE)
+    assert max(share.num_tokens for replicas in tight for share in replicas) <= 31
+    assert len(members_of(tight)) == 12
+
+
+def test_a_sample_longer_than_the_capacity_is_named() -> None:
+    samples = [Sample(4, 9, 1), Sample(7, 40, 1)]
+    with pytest.raises(DataError, match="sample 7 has 40 tokens, but a packed sequence holds 39"):
+        share_within(samples, capacity=39, **SHAPE)

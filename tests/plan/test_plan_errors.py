@@ -81,6 +81,7 @@ RANKS = [
     ),
     ([("world_size = 4", "world_size = 0")], "world_size", "world_size = 0", "use at least 1"),
     ([("microbatches = 4", "microbatches = 0")], "microbatches", "microbatches = 0", "use at least 1"),
+    ([("microbatches = 4", "microbatches = 4\ncapacity = 0")], "capacity", "capacity = 0", "or no capacity"),
 ]
 DEGREES = [
     (
