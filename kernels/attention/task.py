@@ -1,0 +1,92 @@
+"""What one microbatch asks of attention: the ranges, the head counts, and their work tables on the device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from hetsched.kernels.attention import work
+from hetsched.kernels.attention.ranges import KeyRanges
+from hetsched.kernels.attention.work import TileShape, WorkTable
+
+Side = Literal["queries", "keys"]
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceTable:
+    """A :class:`WorkTable` on the device; ``num_items`` and ``is_complete`` stay on the host for launches."""
+
+    tiles: Tensor
+    order: Tensor
+    workers: Tensor
+    counts: Tensor
+    num_items: int
+    is_complete: bool
+
+
+class AttentionTask:
+    """Made once per microbatch and shared by all layers with the same head counts.
+
+    Tables are made when a kernel first asks for its tile shape.
+
+    Args:
+        ranges: the keys that each query sees.
+        num_heads: query heads; query head h uses key head ``h * num_kv_heads // num_heads``.
+        num_kv_heads: key and value heads, a divisor of ``num_heads``.
+        device: where the kernels run.
+
+    Raises:
+        ValueError: ``num_kv_heads`` does not divide ``num_heads``.
+    """
+
+    def __init__(
+        self, ranges: KeyRanges, *, num_heads: int, num_kv_heads: int, device: torch.device | str = "cpu"
+    ) -> None:
+        if num_heads % num_kv_heads:
+            raise ValueError(f"num_kv_heads={num_kv_heads} does not divide num_heads={num_heads}")
+        self.ranges, self.num_heads, self.num_kv_heads = ranges, num_heads, num_kv_heads
+        self.device = torch.device(device)
+        self._tables: dict[tuple[Side, TileShape, int], DeviceTable] = {}
+        self._bounds: tuple[Tensor, Tensor] | None = None
+
+    def table(self, side: Side, shape: TileShape, *, num_workers: int = 1, head_bytes: int = 512) -> DeviceTable:
+        """The table of kernels that own ``side``, for their tile shape; ``head_bytes`` of K and V per row and head."""
+        key = (side, shape, num_workers)
+        if key not in self._tables:
+            make = work.query_major if side == "queries" else work.key_major
+            heads = self.num_heads if side == "queries" else self.num_kv_heads
+            table = make(self.ranges, shape, num_heads=heads, num_workers=num_workers, row_bytes=head_bytes)
+            self._tables[key] = _upload(table, self.device)
+        return self._tables[key]
+
+    @property
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """int32 ``[num_query_rows]``: ``lo`` and ``hi`` on the device."""
+        if self._bounds is None:
+            lo, hi = torch.from_numpy(self.ranges.lo), torch.from_numpy(self.ranges.hi)
+            self._bounds = lo.to(self.device), hi.to(self.device)
+        return self._bounds
+
+    def check(self, q_THD: Tensor, k_SKD: Tensor, v_SKD: Tensor) -> None:
+        """Raise ValueError where the tensors are not those that the task was made for."""
+        expected = {
+            "q": (q_THD, self.ranges.num_query_rows, self.num_heads),
+            "k": (k_SKD, self.ranges.num_key_rows, self.num_kv_heads),
+            "v": (v_SKD, self.ranges.num_key_rows, self.num_kv_heads),
+        }
+        for name, (x, rows, heads) in expected.items():
+            if x.shape != (rows, heads, q_THD.shape[-1]) or x.dtype != q_THD.dtype or x.device != self.device:
+                raise ValueError(
+                    f"{name} is {tuple(x.shape)} {x.dtype} on {x.device}; the task has "
+                    f"({rows}, {heads}, {q_THD.shape[-1]}) {q_THD.dtype} on {self.device}"
+                )
+
+
+def _upload(table: WorkTable, device: torch.device) -> DeviceTable:
+    tiles, order, workers, counts = (
+        torch.from_numpy(array).to(device) for array in (table.tiles, table.order, table.workers, table.counts)
+    )
+    return DeviceTable(tiles, order, workers, counts, len(table.order), table.is_complete)

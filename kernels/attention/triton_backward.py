@@ -1,0 +1,204 @@
+"""Portable Triton backward: a dkv kernel that owns key tiles and a dq kernel that owns query tiles.
+
+Both recompute the probabilities from the final lse (FlashAttention-2, arXiv 2307.08691, section 3.1.2). Every
+sum runs in a fixed order in one program, so that repeats are bitwise equal: seven products a tile pair
+where atomics would need five.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from hetsched.kernels.attention.triton_common import (
+    LOG2E,
+    masked_visit,
+    product,
+    row_bounds,
+    rows_of,
+    tile_record,
+)
+
+
+@triton.jit
+def delta_kernel(
+    out_ptr, dout_ptr, delta_ptr, num_rows, HEADS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr
+):
+    """``delta[head, row]``: the row sums of output times its gradient, both ``[num_rows, HEADS, D]``."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    head, column = tl.program_id(1), tl.arange(0, BLOCK_D)
+    offsets = row[:, None].to(tl.int64) * (HEADS * D) + head * D + column[None, :]
+    is_value = (row < num_rows)[:, None] & (column < D)[None, :]
+    out = tl.load(out_ptr + offsets, mask=is_value, other=0.0).to(tl.float32)
+    dout = tl.load(dout_ptr + offsets, mask=is_value, other=0.0).to(tl.float32)
+    tl.store(delta_ptr + head.to(tl.int64) * num_rows + row, tl.sum(out * dout, 1), mask=row < num_rows)
+
+
+@triton.jit
+def _load_statistics(lse_ptr, delta_ptr, is_row):
+    """lse in units of log2 and delta; a row without keys, or past the end, gets lse = inf, hence probability 0."""
+    lse = tl.load(lse_ptr, mask=is_row, other=float("inf"))
+    lse = tl.where(lse == float("-inf"), float("inf"), lse)
+    return lse * LOG2E, tl.load(delta_ptr, mask=is_row, other=0.0)
+
+
+@triton.jit
+def _dkv_step(dk, dv, k, v, q, dout, lse, delta, is_seen, scale_log2, MASKED: tl.constexpr, UPCAST: tl.constexpr):
+    """Add one query tile's part. Scores are transposed, keys by queries, so that both sums take them as they are."""
+    zero = tl.zeros([k.shape[0], q.shape[0]], tl.float32)
+    p = tl.math.exp2(product(k, tl.trans(q), zero, UPCAST) * scale_log2 - lse[None, :])
+    if MASKED:
+        p = tl.where(is_seen, p, 0.0)
+    dv = product(p.to(dout.dtype), dout, dv, UPCAST)
+    dp = product(v, tl.trans(dout), zero, UPCAST)
+    ds = p * (dp - delta[None, :])
+    dk = product(ds.to(q.dtype), q, dk, UPCAST)
+    return dk, dv
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def dkv_kernel(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    dout_ptr,
+    lse_ptr,
+    delta_ptr,
+    dk_ptr,
+    dv_ptr,
+    lo_ptr,
+    hi_ptr,
+    tiles_ptr,
+    order_ptr,
+    num_rows,
+    q_stride,
+    k_stride,
+    v_stride,
+    scale_log2,
+    scale,
+    HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    MASK: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """dk and dv ``[keys, HEADS / GROUP, D]`` of one key tile and key head, summed over the query heads of its group."""
+    item = tl.load(order_ptr + tl.program_id(0))
+    KV_HEADS: tl.constexpr = HEADS // GROUP
+    kv_head = item % KV_HEADS
+    tile = tile_record(tiles_ptr, item // KV_HEADS)
+    first_row, own_rows, q_row, num_queries, local, start, count, near, far = tile
+
+    k = rows_of(k_ptr, first_row, own_rows, k_stride, kv_head, D, BLOCK_K, BLOCK_D).load([0, 0])
+    v = rows_of(v_ptr, first_row, own_rows, v_stride, kv_head, D, BLOCK_K, BLOCK_D).load([0, 0])
+    dk = tl.zeros([BLOCK_K, BLOCK_D], tl.float32)
+    dv = tl.zeros([BLOCK_K, BLOCK_D], tl.float32)
+    key = local + tl.arange(0, BLOCK_K)
+    query = tl.arange(0, BLOCK_Q)
+    num_keys = local + own_rows
+    for member in range(GROUP):
+        head = kv_head * GROUP + member
+        queries = rows_of(q_ptr, q_row, num_queries, q_stride, head, D, BLOCK_Q, BLOCK_D)
+        gradients = rows_of(dout_ptr, q_row, num_queries, HEADS * D, head, D, BLOCK_Q, BLOCK_D)
+        statistics = head.to(tl.int64) * num_rows + q_row
+        for step in tl.range(0, near + far):
+            first = masked_visit(step, start, count, near, far, 1) * BLOCK_Q
+            is_row = first + query < num_queries
+            at = statistics + first + query
+            lse, delta = _load_statistics(lse_ptr + at, delta_ptr + at, is_row)
+            lo, hi = row_bounds(lo_ptr, hi_ptr, q_row + first + query, first + query, is_row, num_keys, MASK)
+            is_seen = (key[:, None] >= lo[None, :]) & (key[:, None] < hi[None, :])
+            q, dout = queries.load([first, 0]), gradients.load([first, 0])
+            dk, dv = _dkv_step(dk, dv, k, v, q, dout, lse, delta, is_seen, scale_log2, True, UPCAST)
+        for step in tl.range(near + far, count):
+            first = (start + (step - far)) * BLOCK_Q
+            at = statistics + first + query
+            lse, delta = _load_statistics(lse_ptr + at, delta_ptr + at, first + query < num_queries)
+            q, dout = queries.load([first, 0]), gradients.load([first, 0])
+            dk, dv = _dkv_step(dk, dv, k, v, q, dout, lse, delta, False, scale_log2, False, UPCAST)
+
+    row, column = tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_D)
+    rows = (first_row + row).to(tl.int64)
+    offsets = rows[:, None] * (KV_HEADS * D) + kv_head * D + column[None, :]
+    is_value = (row < own_rows)[:, None] & (column < D)[None, :]
+    tl.store(dk_ptr + offsets, (dk * scale).to(dk_ptr.dtype.element_ty), mask=is_value)
+    tl.store(dv_ptr + offsets, dv.to(dv_ptr.dtype.element_ty), mask=is_value)
+
+
+@triton.jit
+def _dq_step(dq, q, dout, k, v, lse, delta, is_seen, scale_log2, MASKED: tl.constexpr, UPCAST: tl.constexpr):
+    zero = tl.zeros([q.shape[0], k.shape[0]], tl.float32)
+    p = tl.math.exp2(product(q, tl.trans(k), zero, UPCAST) * scale_log2 - lse[:, None])
+    if MASKED:
+        p = tl.where(is_seen, p, 0.0)
+    ds = p * (product(dout, tl.trans(v), zero, UPCAST) - delta[:, None])
+    return product(ds.to(k.dtype), k, dq, UPCAST)
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def dq_kernel(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    dout_ptr,
+    lse_ptr,
+    delta_ptr,
+    dq_ptr,
+    lo_ptr,
+    hi_ptr,
+    tiles_ptr,
+    order_ptr,
+    num_rows,
+    q_stride,
+    k_stride,
+    v_stride,
+    scale_log2,
+    scale,
+    HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    MASK: tl.constexpr,
+    ACCUMULATE: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """dq ``[num_rows, HEADS, D]`` of one query tile and head; with ACCUMULATE added to what is there."""
+    item = tl.load(order_ptr + tl.program_id(0))
+    head = item % HEADS
+    tile = tile_record(tiles_ptr, item // HEADS)
+    first_row, own_rows, key_row, num_keys, local, start, count, near, far = tile
+
+    row = tl.arange(0, BLOCK_Q)
+    is_row = row < own_rows
+    rows = (first_row + row).to(tl.int64)
+    lo, hi = row_bounds(lo_ptr, hi_ptr, first_row + row, local + row, is_row, num_keys, MASK)
+    at = head.to(tl.int64) * num_rows + rows
+    lse, delta = _load_statistics(lse_ptr + at, delta_ptr + at, is_row)
+    q = rows_of(q_ptr, first_row, own_rows, q_stride, head, D, BLOCK_Q, BLOCK_D).load([0, 0])
+    dout = rows_of(dout_ptr, first_row, own_rows, HEADS * D, head, D, BLOCK_Q, BLOCK_D).load([0, 0])
+    keys = rows_of(k_ptr, key_row, num_keys, k_stride, head // GROUP, D, BLOCK_K, BLOCK_D)
+    values = rows_of(v_ptr, key_row, num_keys, v_stride, head // GROUP, D, BLOCK_K, BLOCK_D)
+    dq = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
+    for step in tl.range(0, near + far):
+        first = masked_visit(step, start, count, near, far, -1) * BLOCK_K
+        key = first + tl.arange(0, BLOCK_K)
+        is_seen = (key[None, :] >= lo[:, None]) & (key[None, :] < hi[:, None])
+        k, v = keys.load([first, 0]), values.load([first, 0])
+        dq = _dq_step(dq, q, dout, k, v, lse, delta, is_seen, scale_log2, True, UPCAST)
+    for step in tl.range(near + far, count):
+        first = (start - (step - far)) * BLOCK_K
+        k, v = keys.load([first, 0]), values.load([first, 0])
+        dq = _dq_step(dq, q, dout, k, v, lse, delta, False, scale_log2, False, UPCAST)
+
+    column = tl.arange(0, BLOCK_D)
+    dq_ptrs = dq_ptr + rows[:, None] * (HEADS * D) + head * D + column[None, :]
+    is_value = is_row[:, None] & (column < D)[None, :]
+    dq = dq * scale
+    if ACCUMULATE:
+        dq += tl.load(dq_ptrs, mask=is_value, other=0.0)
+    tl.store(dq_ptrs, dq.to(dq_ptr.dtype.element_ty), mask=is_value)

@@ -1,0 +1,64 @@
+"""What the portable Triton kernels of attention share: reading tile records, masks, products."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from hetsched.kernels.attention import work
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+ROW, NUM_ROWS = tl.constexpr(work.ROW), tl.constexpr(work.NUM_ROWS)
+OTHER_ROW, NUM_OTHER, LOCAL = tl.constexpr(work.OTHER_ROW), tl.constexpr(work.NUM_OTHER), tl.constexpr(work.LOCAL)
+START, COUNT = tl.constexpr(work.START), tl.constexpr(work.COUNT)
+NEAR, FAR = tl.constexpr(work.NEAR), tl.constexpr(work.FAR)
+NUM_COLUMNS = tl.constexpr(work.NUM_COLUMNS)
+FULL, CAUSAL, RANGES = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+MASK_KINDS = {"full": 0, "causal": 1, "ranges": 2}
+
+
+@triton.jit
+def tile_record(tiles_ptr, tile):
+    """The record of a tile: ROW, NUM_ROWS, OTHER_ROW, NUM_OTHER, LOCAL, START, COUNT, NEAR, FAR."""
+    record = tiles_ptr + tile * NUM_COLUMNS
+    rows = tl.load(record + ROW), tl.load(record + NUM_ROWS), tl.load(record + OTHER_ROW), tl.load(record + NUM_OTHER)
+    visits = tl.load(record + START), tl.load(record + COUNT), tl.load(record + NEAR), tl.load(record + FAR)
+    return rows[0], rows[1], rows[2], rows[3], tl.load(record + LOCAL), visits[0], visits[1], visits[2], visits[3]
+
+
+@triton.jit
+def masked_visit(step, start, count, near, far, STEP: tl.constexpr):
+    """Index of the tile visited at a step below ``near + far``: from the near end, then from the far end."""
+    from_far = start + STEP * (count - 1 - (step - near))
+    return tl.where(step < near, start + STEP * step, from_far)
+
+
+@triton.jit
+def row_bounds(lo_ptr, hi_ptr, rows, local, is_row, num_keys, MASK: tl.constexpr):
+    """The interval of keys that each query row sees; empty for rows past the document's end."""
+    if MASK == RANGES:
+        lo = tl.load(lo_ptr + rows, mask=is_row, other=0)
+        hi = tl.load(hi_ptr + rows, mask=is_row, other=0)
+    else:
+        lo = tl.zeros_like(local)
+        if MASK == CAUSAL:
+            hi = tl.where(is_row, local + 1, 0)
+        else:
+            hi = tl.where(is_row, num_keys, 0)
+    return lo, hi
+
+
+@triton.jit
+def rows_of(ptr, first_row, num_rows, row_stride, head, D: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
+    """A descriptor of one document's rows of one head: reads past its end give zeros, writes go nowhere."""
+    base = ptr + first_row.to(tl.int64) * row_stride + head * D
+    return tl.make_tensor_descriptor(base, [num_rows, D], [row_stride, 1], [ROWS, BLOCK_D])
+
+
+@triton.jit
+def product(a, b, acc, UPCAST: tl.constexpr):
+    """``acc + a @ b`` in float32. The CPU interpreter multiplies 16-bit operands wrongly, hence UPCAST."""
+    if UPCAST:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, acc, input_precision="ieee")
