@@ -38,17 +38,16 @@ class Shapes:
 
 
 def shapes_for(head_dim: int, element_bytes: int) -> Shapes:
-    """Shapes that compile for sm_90 without spills; 128 x 64 won over 64 x 64 and 128 x 128 on H200."""
+    """Shapes that compile for sm_90 without spills."""
     if element_bytes == 4:
         small = KernelShape(TileShape(64, 32), 4, 1)
         return Shapes(small, small, small)
     if head_dim > 128:
-        return Shapes(
-            KernelShape(TileShape(128, 64), 8, 2), KernelShape(TileShape(64, 64), 8, 1), KernelShape(TileShape(64, 64), 8, 1)
-        )
-    return Shapes(
-        KernelShape(TileShape(128, 64), 8, 3), KernelShape(TileShape(64, 64), 4, 2), KernelShape(TileShape(128, 64), 8, 3)
-    )
+        forward, dkv, dq = TileShape(64, 64), TileShape(16, 64), TileShape(64, 32)
+    else:
+        forward, dkv, dq = TileShape(128, 64), TileShape(64, 128), TileShape(128, 64)
+    deep = 3 if head_dim <= 128 else 2
+    return Shapes(KernelShape(forward, 8, deep), KernelShape(dkv, 8, 2), KernelShape(dq, 8, deep))
 
 
 def forward(

@@ -35,23 +35,25 @@ def delta_kernel(
 
 
 @triton.jit
-def _load_statistics(lse_ptr, delta_ptr, is_row):
-    """lse in units of log2 and delta; a row without keys, or past the end, gets lse = inf, hence probability 0."""
+def _load_statistics(lse_ptr, delta_ptr, is_row, scale):
+    """``-lse / scale`` and ``-delta``, the initial values of scores and of dp, which saves the registers to keep them.
+
+    A row without keys, or past the end, gets -inf, hence probability 0.
+    """
     lse = tl.load(lse_ptr, mask=is_row, other=float("inf"))
     lse = tl.where(lse == float("-inf"), float("inf"), lse)
-    return lse * LOG2E, tl.load(delta_ptr, mask=is_row, other=0.0)
+    return lse * (-1.0 / scale), -tl.load(delta_ptr, mask=is_row, other=0.0)
 
 
 @triton.jit
 def _dkv_step(dk, dv, k, v, q, dout, lse, delta, is_seen, scale_log2, MASKED: tl.constexpr, UPCAST: tl.constexpr):
     """Add one query tile's part. Scores are transposed, keys by queries, so that both sums take them as they are."""
     zero = tl.zeros([k.shape[0], q.shape[0]], tl.float32)
-    p = tl.math.exp2(product(k, tl.trans(q), zero, UPCAST) * scale_log2 - lse[None, :])
+    p = tl.math.exp2(product(k, tl.trans(q), zero + lse[None, :], UPCAST) * scale_log2)
     if MASKED:
         p = tl.where(is_seen, p, 0.0)
     dv = product(p.to(dout.dtype), dout, dv, UPCAST)
-    dp = product(v, tl.trans(dout), zero, UPCAST)
-    ds = p * (dp - delta[None, :])
+    ds = p * product(v, tl.trans(dout), zero + delta[None, :], UPCAST)
     dk = product(ds.to(q.dtype), q, dk, UPCAST)
     return dk, dv
 
@@ -92,33 +94,38 @@ def dkv_kernel(
     tile = tile_record(tiles_ptr, item // KV_HEADS)
     first_row, own_rows, q_row, num_queries, local, start, count, near, far = tile
 
-    k = rows_of(k_ptr, first_row, own_rows, k_stride, kv_head, D, BLOCK_K, BLOCK_D).load([0, 0])
-    v = rows_of(v_ptr, first_row, own_rows, v_stride, kv_head, D, BLOCK_K, BLOCK_D).load([0, 0])
+    k = rows_of(k_ptr, first_row, own_rows, k_stride, kv_head * D, D, BLOCK_K, BLOCK_D).load([0, 0])
+    v = rows_of(v_ptr, first_row, own_rows, v_stride, kv_head * D, D, BLOCK_K, BLOCK_D).load([0, 0])
     dk = tl.zeros([BLOCK_K, BLOCK_D], tl.float32)
     dv = tl.zeros([BLOCK_K, BLOCK_D], tl.float32)
     key = local + tl.arange(0, BLOCK_K)
     query = tl.arange(0, BLOCK_Q)
     num_keys = local + own_rows
-    for member in range(GROUP):
-        head = kv_head * GROUP + member
-        queries = rows_of(q_ptr, q_row, num_queries, q_stride, head, D, BLOCK_Q, BLOCK_D)
-        gradients = rows_of(dout_ptr, q_row, num_queries, HEADS * D, head, D, BLOCK_Q, BLOCK_D)
-        statistics = head.to(tl.int64) * num_rows + q_row
-        for step in tl.range(0, near + far):
-            first = masked_visit(step, start, count, near, far, 1) * BLOCK_Q
-            is_row = first + query < num_queries
-            at = statistics + first + query
-            lse, delta = _load_statistics(lse_ptr + at, delta_ptr + at, is_row)
-            lo, hi = row_bounds(lo_ptr, hi_ptr, q_row + first + query, first + query, is_row, num_keys, MASK)
-            is_seen = (key[:, None] >= lo[None, :]) & (key[:, None] < hi[None, :])
-            q, dout = queries.load([first, 0]), gradients.load([first, 0])
-            dk, dv = _dkv_step(dk, dv, k, v, q, dout, lse, delta, is_seen, scale_log2, True, UPCAST)
-        for step in tl.range(near + far, count):
-            first = (start + (step - far)) * BLOCK_Q
-            at = statistics + first + query
-            lse, delta = _load_statistics(lse_ptr + at, delta_ptr + at, first + query < num_queries)
-            q, dout = queries.load([first, 0]), gradients.load([first, 0])
-            dk, dv = _dkv_step(dk, dv, k, v, q, dout, lse, delta, False, scale_log2, False, UPCAST)
+    # one descriptor for all heads of the group. Where BLOCK_D exceeds D it also reads columns of the next head, which meet
+    # zeros of k and v, or end in columns that are not stored
+    WIDTH: tl.constexpr = GROUP * D
+    queries = rows_of(q_ptr, q_row, num_queries, q_stride, kv_head * WIDTH, WIDTH, BLOCK_Q, BLOCK_D)
+    gradients = rows_of(dout_ptr, q_row, num_queries, HEADS * D, kv_head * WIDTH, WIDTH, BLOCK_Q, BLOCK_D)
+    statistics = (kv_head * GROUP).to(tl.int64) * num_rows + q_row
+    # the heads of the group follow each other in one loop: a nested one costs registers and drains the pipeline
+    masked, free = near + far, count - near - far
+    for flat in tl.range(0, GROUP * masked, num_stages=1):
+        member, step = flat // masked, flat % masked
+        first = masked_visit(step, start, count, near, far, 1) * BLOCK_Q
+        is_row = first + query < num_queries
+        at = statistics + member.to(tl.int64) * num_rows + first + query
+        lse, delta = _load_statistics(lse_ptr + at, delta_ptr + at, is_row, scale)
+        lo, hi = row_bounds(lo_ptr, hi_ptr, q_row + first + query, first + query, is_row, num_keys, MASK)
+        is_seen = (key[:, None] >= lo[None, :]) & (key[:, None] < hi[None, :])
+        q, dout = queries.load([first, member * D]), gradients.load([first, member * D])
+        dk, dv = _dkv_step(dk, dv, k, v, q, dout, lse, delta, is_seen, scale_log2, True, UPCAST)
+    for flat in tl.range(0, GROUP * free):
+        member, step = flat // free, flat % free
+        first = (start + near + step) * BLOCK_Q
+        at = statistics + member.to(tl.int64) * num_rows + first + query
+        lse, delta = _load_statistics(lse_ptr + at, delta_ptr + at, first + query < num_queries, scale)
+        q, dout = queries.load([first, member * D]), gradients.load([first, member * D])
+        dk, dv = _dkv_step(dk, dv, k, v, q, dout, lse, delta, False, scale_log2, False, UPCAST)
 
     row, column = tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_D)
     rows = (first_row + row).to(tl.int64)
@@ -131,10 +138,10 @@ def dkv_kernel(
 @triton.jit
 def _dq_step(dq, q, dout, k, v, lse, delta, is_seen, scale_log2, MASKED: tl.constexpr, UPCAST: tl.constexpr):
     zero = tl.zeros([q.shape[0], k.shape[0]], tl.float32)
-    p = tl.math.exp2(product(q, tl.trans(k), zero, UPCAST) * scale_log2 - lse[:, None])
+    p = tl.math.exp2(product(q, tl.trans(k), zero + lse[:, None], UPCAST) * scale_log2)
     if MASKED:
         p = tl.where(is_seen, p, 0.0)
-    ds = p * (product(dout, tl.trans(v), zero, UPCAST) - delta[:, None])
+    ds = p * product(dout, tl.trans(v), zero + delta[:, None], UPCAST)
     return product(ds.to(k.dtype), k, dq, UPCAST)
 
 
@@ -178,13 +185,13 @@ def dq_kernel(
     rows = (first_row + row).to(tl.int64)
     lo, hi = row_bounds(lo_ptr, hi_ptr, first_row + row, local + row, is_row, num_keys, MASK)
     at = head.to(tl.int64) * num_rows + rows
-    lse, delta = _load_statistics(lse_ptr + at, delta_ptr + at, is_row)
-    q = rows_of(q_ptr, first_row, own_rows, q_stride, head, D, BLOCK_Q, BLOCK_D).load([0, 0])
-    dout = rows_of(dout_ptr, first_row, own_rows, HEADS * D, head, D, BLOCK_Q, BLOCK_D).load([0, 0])
-    keys = rows_of(k_ptr, key_row, num_keys, k_stride, head // GROUP, D, BLOCK_K, BLOCK_D)
-    values = rows_of(v_ptr, key_row, num_keys, v_stride, head // GROUP, D, BLOCK_K, BLOCK_D)
+    lse, delta = _load_statistics(lse_ptr + at, delta_ptr + at, is_row, scale)
+    q = rows_of(q_ptr, first_row, own_rows, q_stride, head * D, D, BLOCK_Q, BLOCK_D).load([0, 0])
+    dout = rows_of(dout_ptr, first_row, own_rows, HEADS * D, head * D, D, BLOCK_Q, BLOCK_D).load([0, 0])
+    keys = rows_of(k_ptr, key_row, num_keys, k_stride, head // GROUP * D, D, BLOCK_K, BLOCK_D)
+    values = rows_of(v_ptr, key_row, num_keys, v_stride, head // GROUP * D, D, BLOCK_K, BLOCK_D)
     dq = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
-    for step in tl.range(0, near + far):
+    for step in tl.range(0, near + far, num_stages=1):
         first = masked_visit(step, start, count, near, far, -1) * BLOCK_K
         key = first + tl.arange(0, BLOCK_K)
         is_seen = (key[None, :] >= lo[:, None]) & (key[None, :] < hi[:, None])

@@ -50,10 +50,10 @@ def row_bounds(lo_ptr, hi_ptr, rows, local, is_row, num_keys, MASK: tl.constexpr
 
 
 @triton.jit
-def rows_of(ptr, first_row, num_rows, row_stride, head, D: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
-    """A descriptor of one document's rows of one head: reads past its end give zeros, writes go nowhere."""
-    base = ptr + first_row.to(tl.int64) * row_stride + head * D
-    return tl.make_tensor_descriptor(base, [num_rows, D], [row_stride, 1], [ROWS, BLOCK_D])
+def rows_of(ptr, first_row, num_rows, row_stride, column, WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
+    """A descriptor of ``WIDTH`` columns of one document's rows: reads past its end give zeros, writes go nowhere."""
+    base = ptr + first_row.to(tl.int64) * row_stride + column
+    return tl.make_tensor_descriptor(base, [num_rows, WIDTH], [row_stride, 1], [ROWS, BLOCK_D])
 
 
 @triton.jit

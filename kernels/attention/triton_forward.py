@@ -81,15 +81,15 @@ def forward_kernel(
     row = tl.arange(0, BLOCK_Q)
     is_row = row < own_rows
     lo, hi = row_bounds(lo_ptr, hi_ptr, first_row + row, local + row, is_row, num_keys, MASK)
-    q = rows_of(q_ptr, first_row, own_rows, q_stride, head, D, BLOCK_Q, BLOCK_D).load([0, 0])
-    keys = rows_of(k_ptr, key_row, num_keys, k_stride, head // GROUP, D, BLOCK_K, BLOCK_D)
-    values = rows_of(v_ptr, key_row, num_keys, v_stride, head // GROUP, D, BLOCK_K, BLOCK_D)
+    q = rows_of(q_ptr, first_row, own_rows, q_stride, head * D, D, BLOCK_Q, BLOCK_D).load([0, 0])
+    keys = rows_of(k_ptr, key_row, num_keys, k_stride, head // GROUP * D, D, BLOCK_K, BLOCK_D)
+    values = rows_of(v_ptr, key_row, num_keys, v_stride, head // GROUP * D, D, BLOCK_K, BLOCK_D)
     acc = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
     m = tl.full([BLOCK_Q], float("-inf"), tl.float32)
     l = tl.zeros([BLOCK_Q], tl.float32)
     no_scores = tl.zeros([BLOCK_Q, BLOCK_K], tl.float32)
 
-    for step in tl.range(0, near + far):
+    for step in tl.range(0, near + far, num_stages=1):
         first_key = masked_visit(step, start, count, near, far, -1) * BLOCK_K
         s = product(q, tl.trans(keys.load([first_key, 0])), no_scores, UPCAST)
         key = first_key + tl.arange(0, BLOCK_K)
