@@ -1,0 +1,226 @@
+"""dk and dv, and in the fast mode dq, for Hopper in Gluon: persistent programs over dealt (key tile, key head) items.
+
+A producer warp feeds 64-row query tiles by TMA to two consumer warpgroups of 64 key rows each. Scores are transposed
+(keys by queries), so that probabilities and score gradients are register operands of the products for dv and dk.
+The row statistics arrive with the tiles and are the accumulators' first values. With WITH_DQ, ds goes through shared
+memory and both warpgroups multiply half of dq's columns each, reduced into float32 global memory by TMA: five
+products a tile, in whatever order programs arrive. Without, dk and dv only, in a fixed order.
+Source: FlashAttention-3, arXiv 2407.08608, section 3, for the division into producer and consumers.
+"""
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+
+from hetsched.kernels.attention.hopper_support import (
+    COUNT,
+    FAR,
+    LOCAL,
+    NEAR,
+    NUM_OTHER,
+    NUM_ROWS,
+    OTHER_ROW,
+    PAD_ROW,
+    ROW,
+    START,
+    box,
+    load_box,
+    make_ring,
+    reduce_add,
+    row_bounds,
+    schedule_of,
+    visit,
+)
+
+BLOCK_Q = gl.constexpr(64)
+BLOCK_K = gl.constexpr(128)
+HALF = gl.constexpr(64)
+DEPTH = gl.constexpr(2)
+
+
+@gluon.jit
+def _produce(
+    schedule, q_desc, dout_desc, k_desc, v_desc, lse_desc, delta_desc, q, dout, k, v, lse_slots, delta_slots,
+    padded_rows, GROUP: gl.constexpr, D: gl.constexpr, MASK: gl.constexpr,
+):  # fmt: skip
+    loaded = 0
+    for i in range(schedule.num_items):
+        kv_head, record = schedule.item(i)
+        first_row, own_rows = gl.load(record + ROW), gl.load(record + NUM_ROWS)
+        q_row, num_queries = gl.load(record + OTHER_ROW), gl.load(record + NUM_OTHER)
+        start, count = gl.load(record + START), gl.load(record + COUNT)
+        near, far, pad_row = gl.load(record + NEAR), gl.load(record + FAR), gl.load(record + PAD_ROW)
+        at = box(first_row, own_rows, 0, kv_head * D)
+        load_box(k_desc, at, k.await_empty(i, BLOCK_K * D * 2), k.slot(i))
+        load_box(v_desc, at, v.await_empty(i, BLOCK_K * D * 2), v.slot(i))
+        for member in range(GROUP):
+            head = kv_head * GROUP + member
+            for step in range(count):
+                first = visit(step, start, count, near, far, 1, MASK) * BLOCK_Q
+                at = box(q_row, num_queries, first, head * D)
+                statistic = head * padded_rows + pad_row + first
+                barrier = q.await_empty(loaded, BLOCK_Q * D * 2 + BLOCK_Q * 4)
+                load_box(q_desc, at, barrier, q.slot(loaded))
+                tma.async_copy_global_to_shared(lse_desc, [statistic], barrier, lse_slots.index(loaded % DEPTH))
+                barrier = dout.await_empty(loaded, BLOCK_Q * D * 2 + BLOCK_Q * 4)
+                load_box(dout_desc, at, barrier, dout.slot(loaded))
+                tma.async_copy_global_to_shared(delta_desc, [statistic], barrier, delta_slots.index(loaded % DEPTH))
+                loaded += 1
+
+
+@gluon.jit
+def _step(
+    c: gl.constexpr, i, dk, dv, k_tile, v_tile, q, dout, lse_slots, delta_slots, ds_slots, ds_full, dq_desc, dq_slots,
+    lo_ptr, hi_ptr, q_row, num_queries, first, column, local, num_keys, scale_log2, D: gl.constexpr,
+    MASK: gl.constexpr, WITH_DQ: gl.constexpr,
+):  # fmt: skip
+    """Add query tile ``i``, the document's rows from ``first`` on, to dk and dv, and with WITH_DQ its dq to global memory.
+
+    MASK is None where every query sees all keys of the tile.
+    """
+    LS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_Q, 16])
+    LP: gl.constexpr = gl.DotOperandLayout(0, dk.type.layout, 2)
+    dtype: gl.constexpr = q.slots.dtype
+    zero = gl.zeros([HALF, BLOCK_Q], gl.float32, LS)
+    q_tile, dout_tile = q.slot(i), dout.slot(i)
+    q.await_full(i)
+    lse = lse_slots.index(i % DEPTH).load(gl.SliceLayout(0, LS))
+    keys = k_tile.slice(c * HALF, HALF, dim=0)
+    s_token = warpgroup_mma(keys, q_tile.permute((1, 0)), zero + lse[None, :], is_async=True)
+    dout.await_full(i)
+    delta = delta_slots.index(i % DEPTH).load(gl.SliceLayout(0, LS))
+    values = v_tile.slice(c * HALF, HALF, dim=0)
+    dp_token = warpgroup_mma(values, dout_tile.permute((1, 0)), zero + delta[None, :], is_async=True)
+    p = gl.exp2(warpgroup_mma_wait(1, deps=[s_token]) * scale_log2)
+    if MASK is not None:
+        query = gl.arange(0, BLOCK_Q, gl.SliceLayout(0, LS))
+        key = (local + c * HALF + gl.arange(0, HALF, gl.SliceLayout(1, LS)))[:, None]
+        own_rows = num_queries - first
+        lo, hi = row_bounds(lo_ptr, hi_ptr, q_row + first, own_rows, first, query, num_keys, MASK)
+        p = gl.where((key >= lo[None, :]) & (key < hi[None, :]), p, 0.0)
+    p16 = gl.convert_layout(p.to(dtype), LP)
+    dv_token = warpgroup_mma(p16, dout_tile, dv, is_async=True)
+    ds = (p * warpgroup_mma_wait(1, deps=[dp_token])).to(dtype)
+    if WITH_DQ:
+        ds_tile = ds_slots.index(i & 1)
+        ds_tile.slice(c * HALF, HALF, dim=0).store(ds)
+        fence_async_shared()
+        mbarrier.arrive(ds_full.index(i & 1), count=1)
+    ds16 = gl.convert_layout(ds, LP)
+    dk_token = warpgroup_mma(ds16, q_tile, dk, is_async=True)
+    dv, p16 = warpgroup_mma_wait(1, deps=[dv_token, p16])
+    dout.release(i)
+    if WITH_DQ:
+        LQ: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D // 2, 16])
+        mbarrier.wait(ds_full.index(i & 1), (i >> 1) & 1)
+        columns = k_tile.slice(c * (D // 2), D // 2, dim=1)
+        no_dq = gl.zeros([BLOCK_Q, D // 2], gl.float32, LQ)
+        dq_token = warpgroup_mma(ds_tile.permute((1, 0)), columns, no_dq, use_acc=False, is_async=True)
+        dk, ds16 = warpgroup_mma_wait(1, deps=[dk_token, ds16])
+        q.release(i)
+        dq = warpgroup_mma_wait(0, deps=[dq_token])
+        tma.store_wait(0)
+        gl.thread_barrier()
+        dq_slots.index(c).store(dq)
+        fence_async_shared()
+        gl.thread_barrier()
+        at = box(q_row, num_queries, first, column)
+        reduce_add(dq_desc, at, dq_slots.index(c).reshape(dq_desc.block_shape))
+    else:
+        dk, ds16 = warpgroup_mma_wait(0, deps=[dk_token, ds16])
+        q.release(i)
+    return dk, dv
+
+
+@gluon.jit
+def _consume(
+    c: gl.constexpr, schedule, dq_desc, dk_ptr, dv_ptr, lo_ptr, hi_ptr, q, dout, k, v, lse_slots, delta_slots,
+    ds_slots, ds_full, dq_slots, scale_log2, scale, GROUP: gl.constexpr, D: gl.constexpr, MASK: gl.constexpr,
+    WITH_DQ: gl.constexpr,
+):  # fmt: skip
+    LA: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
+    used = 0
+    for i in range(schedule.num_items):
+        kv_head, record = schedule.item(i)
+        q_row, num_queries = gl.load(record + OTHER_ROW), gl.load(record + NUM_OTHER)
+        start, count = gl.load(record + START), gl.load(record + COUNT)
+        near, far = gl.load(record + NEAR), gl.load(record + FAR)
+        local = gl.load(record + LOCAL)
+        num_keys = local + gl.load(record + NUM_ROWS)
+        dk = gl.zeros([HALF, D], gl.float32, LA)
+        dv = gl.zeros([HALF, D], gl.float32, LA)
+        k.await_full(i)
+        v.await_full(i)
+        k_tile, v_tile = k.slot(i), v.slot(i)
+        for member in range(GROUP):
+            column = (kv_head * GROUP + member) * D + c * (D // 2)
+            for step in range(near + far):
+                first = visit(step, start, count, near, far, 1, MASK) * BLOCK_Q
+                dk, dv = _step(c, used, dk, dv, k_tile, v_tile, q, dout, lse_slots, delta_slots, ds_slots, ds_full,
+                               dq_desc, dq_slots, lo_ptr, hi_ptr, q_row, num_queries, first, column, local, num_keys,
+                               scale_log2, D, MASK, WITH_DQ)  # fmt: skip
+                used += 1
+            for step in range(near + far, count):
+                first = (start + step - far) * BLOCK_Q
+                dk, dv = _step(c, used, dk, dv, k_tile, v_tile, q, dout, lse_slots, delta_slots, ds_slots, ds_full,
+                               dq_desc, dq_slots, lo_ptr, hi_ptr, q_row, num_queries, first, column, local, num_keys,
+                               scale_log2, D, None, WITH_DQ)  # fmt: skip
+                used += 1
+        k.release(i)
+        v.release(i)
+        # read again rather than kept in registers over the loops
+        first_row, own_rows = gl.load(record + ROW), gl.load(record + NUM_ROWS)
+        row = c * HALF + gl.arange(0, HALF, gl.SliceLayout(1, LA))
+        columns = kv_head * D + gl.arange(0, D, gl.SliceLayout(0, LA))
+        offsets = (first_row + row).to(gl.int64)[:, None] * (schedule.heads * D) + columns[None, :]
+        gl.store(dk_ptr + offsets, (dk * scale).to(dk_ptr.dtype.element_ty), mask=(row < own_rows)[:, None])
+        gl.store(dv_ptr + offsets, dv.to(dv_ptr.dtype.element_ty), mask=(row < own_rows)[:, None])
+    if WITH_DQ:
+        tma.store_wait(0)
+
+
+@gluon.jit(do_not_specialize=["padded_rows", "width"])
+def dkv_kernel(
+    q_desc, dout_desc, k_desc, v_desc, lse_desc, delta_desc, dq_desc, dk_ptr, dv_ptr, lo_ptr, hi_ptr, tiles_ptr,
+    workers_ptr, counts_ptr, padded_rows, width, scale_log2, scale, KV_HEADS: gl.constexpr, GROUP: gl.constexpr,
+    D: gl.constexpr, MASK: gl.constexpr, WITH_DQ: gl.constexpr,
+):  # fmt: skip
+    """dk and dv ``[keys, KV_HEADS, D]`` of the dealt items; with WITH_DQ unscaled dq is added to float32 memory.
+
+    q, dout, k, v and dq are reached by ragged descriptors of ``[rows, heads * D]``; lse and delta hold
+    -lse / scale and -delta, ``[heads, padded_rows]``, with -inf and 0 where there is no query.
+    """
+    dtype: gl.constexpr = q_desc.dtype
+    layout: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
+    q = make_ring(dtype, DEPTH, (BLOCK_Q, D), layout)
+    dout = make_ring(dtype, DEPTH, (BLOCK_Q, D), layout)
+    k = make_ring(dtype, 1, (BLOCK_K, D), layout)
+    v = make_ring(dtype, 1, (BLOCK_K, D), layout)
+    lse_slots = gl.allocate_shared_memory(gl.float32, [DEPTH, BLOCK_Q], lse_desc.layout)
+    delta_slots = gl.allocate_shared_memory(gl.float32, [DEPTH, BLOCK_Q], delta_desc.layout)
+    ds_slots = gl.allocate_shared_memory(dtype, [2, BLOCK_K, BLOCK_Q], layout)
+    dq_layout: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=32, rank=2)
+    dq_slots = gl.allocate_shared_memory(gl.float32, [2, BLOCK_Q, D // 2], dq_layout)
+    ds_full = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    for j in gl.static_range(2):
+        mbarrier.init(ds_full.index(j), count=2)
+    fence_async_shared()
+    schedule = schedule_of(workers_ptr, counts_ptr, tiles_ptr, width, KV_HEADS)
+    gl.warp_specialize(
+        [
+            (_consume, (0, schedule, dq_desc, dk_ptr, dv_ptr, lo_ptr, hi_ptr, q, dout, k, v, lse_slots, delta_slots,
+                        ds_slots, ds_full, dq_slots, scale_log2, scale, GROUP, D, MASK, WITH_DQ)),
+            (_consume, (1, schedule, dq_desc, dk_ptr, dv_ptr, lo_ptr, hi_ptr, q, dout, k, v, lse_slots, delta_slots,
+                        ds_slots, ds_full, dq_slots, scale_log2, scale, GROUP, D, MASK, WITH_DQ)),
+            (_produce, (schedule, q_desc, dout_desc, k_desc, v_desc, lse_desc, delta_desc, q, dout, k, v, lse_slots,
+                        delta_slots, padded_rows, GROUP, D, MASK)),
+        ],
+        [4, 1],
+        [240, 24],
+    )  # fmt: skip
