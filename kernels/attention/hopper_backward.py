@@ -21,21 +21,21 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from hetsched.kernels.attention.hopper_support import (
     COUNT,
     FAR,
-    LOCAL,
+    LN2,
     NEAR,
     NUM_OTHER,
     NUM_ROWS,
     OTHER_ROW,
     PAD_ROW,
+    RANGES,
     ROW,
     START,
     box,
+    is_seen,
     load_box,
     make_ring,
     reduce_add,
-    row_bounds,
     schedule_of,
-    visit,
 )
 
 BLOCK_Q = gl.constexpr(64)
@@ -47,7 +47,7 @@ DEPTH = gl.constexpr(2)
 @gluon.jit
 def _produce(
     schedule, q_desc, dout_desc, k_desc, v_desc, lse_desc, delta_desc, q, dout, k, v, lse_slots, delta_slots,
-    padded_rows, GROUP: gl.constexpr, D: gl.constexpr, MASK: gl.constexpr,
+    padded_rows, GROUP: gl.constexpr, D: gl.constexpr,
 ):  # fmt: skip
     loaded = 0
     for i in range(schedule.num_items):
@@ -55,14 +55,14 @@ def _produce(
         first_row, own_rows = gl.load(record + ROW), gl.load(record + NUM_ROWS)
         q_row, num_queries = gl.load(record + OTHER_ROW), gl.load(record + NUM_OTHER)
         start, count = gl.load(record + START), gl.load(record + COUNT)
-        near, far, pad_row = gl.load(record + NEAR), gl.load(record + FAR), gl.load(record + PAD_ROW)
+        pad_row = gl.load(record + PAD_ROW)
         at = box(first_row, own_rows, 0, kv_head * D)
         load_box(k_desc, at, k.await_empty(i, BLOCK_K * D * 2), k.slot(i))
         load_box(v_desc, at, v.await_empty(i, BLOCK_K * D * 2), v.slot(i))
         for member in range(GROUP):
             head = kv_head * GROUP + member
             for step in range(count):
-                first = visit(step, start, count, near, far, 1, MASK) * BLOCK_Q
+                first = (start + step) * BLOCK_Q
                 at = box(q_row, num_queries, first, head * D)
                 statistic = head * padded_rows + pad_row + first
                 barrier = q.await_empty(loaded, BLOCK_Q * D * 2 + BLOCK_Q * 4)
@@ -77,13 +77,10 @@ def _produce(
 @gluon.jit
 def _step(
     c: gl.constexpr, i, dk, dv, k_tile, v_tile, q, dout, lse_slots, delta_slots, ds_slots, ds_full, dq_desc, dq_slots,
-    lo_ptr, hi_ptr, q_row, num_queries, first, column, local, num_keys, scale_log2, D: gl.constexpr,
-    MASK: gl.constexpr, WITH_DQ: gl.constexpr,
+    record, seen_ptr, num_keys, first, column, is_masked, scale_log2, D: gl.constexpr, MASK: gl.constexpr,
+    WITH_DQ: gl.constexpr,
 ):  # fmt: skip
-    """Add query tile ``i``, the document's rows from ``first`` on, to dk and dv, and with WITH_DQ its dq to global memory.
-
-    MASK is None where every query sees all keys of the tile.
-    """
+    """Add query tile ``i``, the document's rows from ``first`` on, to dk and dv, and with WITH_DQ its dq to global memory."""
     LS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_Q, 16])
     LP: gl.constexpr = gl.DotOperandLayout(0, dk.type.layout, 2)
     dtype: gl.constexpr = q.slots.dtype
@@ -98,12 +95,10 @@ def _step(
     values = v_tile.slice(c * HALF, HALF, dim=0)
     dp_token = warpgroup_mma(values, dout_tile.permute((1, 0)), zero + delta[None, :], is_async=True)
     p = gl.exp2(warpgroup_mma_wait(1, deps=[s_token]) * scale_log2)
-    if MASK is not None:
-        query = gl.arange(0, BLOCK_Q, gl.SliceLayout(0, LS))
-        key = (local + c * HALF + gl.arange(0, HALF, gl.SliceLayout(1, LS)))[:, None]
-        own_rows = num_queries - first
-        lo, hi = row_bounds(lo_ptr, hi_ptr, q_row + first, own_rows, first, query, num_keys, MASK)
-        p = gl.where((key >= lo[None, :]) & (key < hi[None, :]), p, 0.0)
+    if is_masked:
+        query = first + gl.arange(0, BLOCK_Q, gl.SliceLayout(0, LS))
+        own_key = c * HALF + gl.arange(0, HALF, gl.SliceLayout(1, LS))
+        p = gl.where(is_seen(query, own_key, record, seen_ptr, num_keys, MASK), p, 0.0)
     p16 = gl.convert_layout(p.to(dtype), LP)
     dv_token = warpgroup_mma(p16, dout_tile, dv, is_async=True)
     ds = (p * warpgroup_mma_wait(1, deps=[dp_token])).to(dtype)
@@ -130,7 +125,7 @@ def _step(
         dq_slots.index(c).store(dq)
         fence_async_shared()
         gl.thread_barrier()
-        at = box(q_row, num_queries, first, column)
+        at = box(gl.load(record + OTHER_ROW), gl.load(record + NUM_OTHER), first, column)
         reduce_add(dq_desc, at, dq_slots.index(c).reshape(dq_desc.block_shape))
     else:
         dk, ds16 = warpgroup_mma_wait(0, deps=[dk_token, ds16])
@@ -140,58 +135,55 @@ def _step(
 
 @gluon.jit
 def _consume(
-    c: gl.constexpr, schedule, dq_desc, dk_ptr, dv_ptr, lo_ptr, hi_ptr, q, dout, k, v, lse_slots, delta_slots,
-    ds_slots, ds_full, dq_slots, scale_log2, scale, GROUP: gl.constexpr, D: gl.constexpr, MASK: gl.constexpr,
+    c: gl.constexpr, schedule, dq_desc, dkv_ptr, seen_ptr, q, dout, k, v, lse_slots, delta_slots,
+    ds_slots, ds_full, dq_slots, num_keys, scale_log2, GROUP: gl.constexpr, D: gl.constexpr, MASK: gl.constexpr,
     WITH_DQ: gl.constexpr,
 ):  # fmt: skip
     LA: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
     used = 0
     for i in range(schedule.num_items):
         kv_head, record = schedule.item(i)
-        q_row, num_queries = gl.load(record + OTHER_ROW), gl.load(record + NUM_OTHER)
-        start, count = gl.load(record + START), gl.load(record + COUNT)
-        near, far = gl.load(record + NEAR), gl.load(record + FAR)
-        local = gl.load(record + LOCAL)
-        num_keys = local + gl.load(record + NUM_ROWS)
         dk = gl.zeros([HALF, D], gl.float32, LA)
         dv = gl.zeros([HALF, D], gl.float32, LA)
         k.await_full(i)
         v.await_full(i)
         k_tile, v_tile = k.slot(i), v.slot(i)
-        for member in range(GROUP):
+        for j in range(GROUP * gl.load(record + COUNT)):
+            # what masks and dq need of the record is read again in every step: registers are what this kernel lacks
+            count = gl.load(record + COUNT)
+            member = j // count if GROUP > 1 else 0
+            step = j - member * count
+            is_masked = step < gl.load(record + NEAR)
+            if MASK == RANGES:
+                is_masked |= count - step <= gl.load(record + FAR)
+            first = (gl.load(record + START) + step) * BLOCK_Q
             column = (kv_head * GROUP + member) * D + c * (D // 2)
-            for step in range(near + far):
-                first = visit(step, start, count, near, far, 1, MASK) * BLOCK_Q
-                dk, dv = _step(c, used, dk, dv, k_tile, v_tile, q, dout, lse_slots, delta_slots, ds_slots, ds_full,
-                               dq_desc, dq_slots, lo_ptr, hi_ptr, q_row, num_queries, first, column, local, num_keys,
-                               scale_log2, D, MASK, WITH_DQ)  # fmt: skip
-                used += 1
-            for step in range(near + far, count):
-                first = (start + step - far) * BLOCK_Q
-                dk, dv = _step(c, used, dk, dv, k_tile, v_tile, q, dout, lse_slots, delta_slots, ds_slots, ds_full,
-                               dq_desc, dq_slots, lo_ptr, hi_ptr, q_row, num_queries, first, column, local, num_keys,
-                               scale_log2, D, None, WITH_DQ)  # fmt: skip
-                used += 1
+            dk, dv = _step(c, used, dk, dv, k_tile, v_tile, q, dout, lse_slots, delta_slots, ds_slots, ds_full,
+                           dq_desc, dq_slots, record, seen_ptr, num_keys, first, column, is_masked,
+                           scale_log2, D, MASK, WITH_DQ)  # fmt: skip
+            used += 1
         k.release(i)
         v.release(i)
-        # read again rather than kept in registers over the loops
         first_row, own_rows = gl.load(record + ROW), gl.load(record + NUM_ROWS)
         row = c * HALF + gl.arange(0, HALF, gl.SliceLayout(1, LA))
         columns = kv_head * D + gl.arange(0, D, gl.SliceLayout(0, LA))
-        offsets = (first_row + row).to(gl.int64)[:, None] * (schedule.heads * D) + columns[None, :]
-        gl.store(dk_ptr + offsets, (dk * scale).to(dk_ptr.dtype.element_ty), mask=(row < own_rows)[:, None])
-        gl.store(dv_ptr + offsets, dv.to(dv_ptr.dtype.element_ty), mask=(row < own_rows)[:, None])
+        dtype: gl.constexpr = dkv_ptr.dtype.element_ty
+        for part in gl.static_range(2):
+            rows = (part * num_keys + first_row + row).to(gl.int64)
+            at = dkv_ptr + rows[:, None] * (schedule.heads * D) + columns[None, :]
+            gradient = dk * (scale_log2 * LN2) if part == 0 else dv
+            gl.store(at, gradient.to(dtype), mask=(row < own_rows)[:, None])
     if WITH_DQ:
         tma.store_wait(0)
 
 
-@gluon.jit(do_not_specialize=["padded_rows", "width"])
+@gluon.jit(do_not_specialize=["padded_rows", "num_keys", "width"])
 def dkv_kernel(
-    q_desc, dout_desc, k_desc, v_desc, lse_desc, delta_desc, dq_desc, dk_ptr, dv_ptr, lo_ptr, hi_ptr, tiles_ptr,
-    workers_ptr, counts_ptr, padded_rows, width, scale_log2, scale, KV_HEADS: gl.constexpr, GROUP: gl.constexpr,
+    q_desc, dout_desc, k_desc, v_desc, lse_desc, delta_desc, dq_desc, dkv_ptr, seen_ptr, tiles_ptr,
+    workers_ptr, counts_ptr, padded_rows, num_keys, width, scale_log2, KV_HEADS: gl.constexpr, GROUP: gl.constexpr,
     D: gl.constexpr, MASK: gl.constexpr, WITH_DQ: gl.constexpr,
 ):  # fmt: skip
-    """dk and dv ``[keys, KV_HEADS, D]`` of the dealt items; with WITH_DQ unscaled dq is added to float32 memory.
+    """dk and dv, ``[2, num_keys, KV_HEADS, D]``, of the dealt items; with WITH_DQ unscaled dq is added to float32 memory.
 
     q, dout, k, v and dq are reached by ragged descriptors of ``[rows, heads * D]``; lse and delta hold
     -lse / scale and -delta, ``[heads, padded_rows]``, with -inf and 0 where there is no query.
@@ -214,12 +206,12 @@ def dkv_kernel(
     schedule = schedule_of(workers_ptr, counts_ptr, tiles_ptr, width, KV_HEADS)
     gl.warp_specialize(
         [
-            (_consume, (0, schedule, dq_desc, dk_ptr, dv_ptr, lo_ptr, hi_ptr, q, dout, k, v, lse_slots, delta_slots,
-                        ds_slots, ds_full, dq_slots, scale_log2, scale, GROUP, D, MASK, WITH_DQ)),
-            (_consume, (1, schedule, dq_desc, dk_ptr, dv_ptr, lo_ptr, hi_ptr, q, dout, k, v, lse_slots, delta_slots,
-                        ds_slots, ds_full, dq_slots, scale_log2, scale, GROUP, D, MASK, WITH_DQ)),
+            (_consume, (0, schedule, dq_desc, dkv_ptr, seen_ptr, q, dout, k, v, lse_slots, delta_slots,
+                        ds_slots, ds_full, dq_slots, num_keys, scale_log2, GROUP, D, MASK, WITH_DQ)),
+            (_consume, (1, schedule, dq_desc, dkv_ptr, seen_ptr, q, dout, k, v, lse_slots, delta_slots,
+                        ds_slots, ds_full, dq_slots, num_keys, scale_log2, GROUP, D, MASK, WITH_DQ)),
             (_produce, (schedule, q_desc, dout_desc, k_desc, v_desc, lse_desc, delta_desc, q, dout, k, v, lse_slots,
-                        delta_slots, padded_rows, GROUP, D, MASK)),
+                        delta_slots, padded_rows, GROUP, D)),
         ],
         [4, 1],
         [240, 24],

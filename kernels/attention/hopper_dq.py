@@ -25,9 +25,8 @@ from hetsched.kernels.attention.hopper_support import (
     box,
     load_box,
     make_ring,
-    row_bounds,
+    query_bounds,
     schedule_of,
-    visit,
 )
 
 BLOCK_Q = gl.constexpr(128)
@@ -37,7 +36,7 @@ HALF = gl.constexpr(64)
 
 @gluon.jit
 def _produce(
-    schedule, q_desc, dout_desc, k_desc, v_desc, q, dout, k, v, GROUP: gl.constexpr, D: gl.constexpr, MASK: gl.constexpr
+    schedule, q_desc, dout_desc, k_desc, v_desc, q, dout, k, v, GROUP: gl.constexpr, D: gl.constexpr
 ):
     loaded = 0
     for i in range(schedule.num_items):
@@ -45,20 +44,18 @@ def _produce(
         first_row, own_rows = gl.load(record + ROW), gl.load(record + NUM_ROWS)
         key_row, num_keys = gl.load(record + OTHER_ROW), gl.load(record + NUM_OTHER)
         start, count = gl.load(record + START), gl.load(record + COUNT)
-        near, far = gl.load(record + NEAR), gl.load(record + FAR)
         at = box(first_row, own_rows, 0, head * D)
         load_box(q_desc, at, q.await_empty(i, BLOCK_Q * D * 2), q.slot(i))
         load_box(dout_desc, at, dout.await_empty(i, BLOCK_Q * D * 2), dout.slot(i))
         for step in range(count):
-            tile = visit(step, start, count, near, far, -1, MASK)
-            at = box(key_row, num_keys, tile * BLOCK_K, head // GROUP * D)
+            at = box(key_row, num_keys, (start - step) * BLOCK_K, head // GROUP * D)
             load_box(k_desc, at, k.await_empty(loaded, BLOCK_K * D * 2), k.slot(loaded))
             load_box(v_desc, at, v.await_empty(loaded, BLOCK_K * D * 2), v.slot(loaded))
             loaded += 1
 
 
 @gluon.jit
-def _step(i, dq, queries, gradients, k, v, lse, delta, lo, hi, first_key, scale_log2, MASKED: gl.constexpr):
+def _step(i, dq, queries, gradients, k, v, lse, delta, lo, hi, first_key, is_masked, scale_log2):
     """Add key tile ``i``; scores start from -lse / scale and dp from -delta."""
     LS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_K, 16])
     dtype: gl.constexpr = k.slots.dtype
@@ -69,7 +66,7 @@ def _step(i, dq, queries, gradients, k, v, lse, delta, lo, hi, first_key, scale_
     v.await_full(i)
     dp_token = warpgroup_mma(gradients, v_tile.permute((1, 0)), zero + delta[:, None], is_async=True)
     p = gl.exp2(warpgroup_mma_wait(1, deps=[s_token]) * scale_log2)
-    if MASKED:
+    if is_masked:
         key = first_key + gl.arange(0, BLOCK_K, gl.SliceLayout(0, LS))
         p = gl.where((key[None, :] >= lo[:, None]) & (key[None, :] < hi[:, None]), p, 0.0)
     dp = warpgroup_mma_wait(0, deps=[dp_token])
@@ -95,7 +92,7 @@ def _consume(
         first_row, own_rows, local = gl.load(record + ROW), gl.load(record + NUM_ROWS), gl.load(record + LOCAL)
         start, count, num_keys = gl.load(record + START), gl.load(record + COUNT), gl.load(record + NUM_OTHER)
         near, far = gl.load(record + NEAR), gl.load(record + FAR)
-        lo, hi = row_bounds(lo_ptr, hi_ptr, first_row, own_rows, local, row, num_keys, MASK)
+        lo, hi = query_bounds(lo_ptr, hi_ptr, first_row, own_rows, local, row, num_keys, MASK)
         at = head.to(gl.int64) * num_rows + first_row + row
         lse = gl.load(lse_ptr + at, mask=row < own_rows, other=float("inf"))
         # a row without keys gets probability 0
@@ -105,11 +102,10 @@ def _consume(
         q.await_full(i)
         dout.await_full(i)
         queries, gradients = q.slot(i).slice(c * HALF, HALF, dim=0), dout.slot(i).slice(c * HALF, HALF, dim=0)
-        for step in range(near + far):
-            first_key = visit(step, start, count, near, far, -1, MASK) * BLOCK_K
-            dq = _step(used + step, dq, queries, gradients, k, v, lse, delta, lo, hi, first_key, scale_log2, True)
-        for step in range(near + far, count):
-            dq = _step(used + step, dq, queries, gradients, k, v, lse, delta, lo, hi, 0, scale_log2, False)
+        for step in range(count):
+            is_masked = (step < near) | (step >= count - far)
+            first_key = (start - step) * BLOCK_K
+            dq = _step(used + step, dq, queries, gradients, k, v, lse, delta, lo, hi, first_key, is_masked, scale_log2)
         used += count
         q.release(i)
         dout.release(i)
@@ -147,7 +143,7 @@ def dq_kernel(
                         scale, D, MASK, ACCUMULATE)),
             (_consume, (1, schedule, lse_ptr, delta_ptr, dq_ptr, lo_ptr, hi_ptr, q, dout, k, v, num_rows, scale_log2,
                         scale, D, MASK, ACCUMULATE)),
-            (_produce, (schedule, q_desc, dout_desc, k_desc, v_desc, q, dout, k, v, GROUP, D, MASK)),
+            (_produce, (schedule, q_desc, dout_desc, k_desc, v_desc, q, dout, k, v, GROUP, D)),
         ],
         [4, 1],
         [240, 24],

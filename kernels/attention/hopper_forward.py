@@ -31,7 +31,7 @@ from hetsched.kernels.attention.hopper_support import (
     box,
     load_box,
     make_ring,
-    row_bounds,
+    query_bounds,
     schedule_of,
     visit,
 )
@@ -118,7 +118,7 @@ def _consume(
         first_row, own_rows, local = gl.load(record + ROW), gl.load(record + NUM_ROWS), gl.load(record + LOCAL)
         start, count, num_keys = gl.load(record + START), gl.load(record + COUNT), gl.load(record + NUM_OTHER)
         near, far = gl.load(record + NEAR), gl.load(record + FAR)
-        lo, hi = row_bounds(lo_ptr, hi_ptr, first_row, own_rows, local, row, num_keys, MASK)
+        lo, hi = query_bounds(lo_ptr, hi_ptr, first_row, own_rows, local, row, num_keys, MASK)
         queries = q.slot(i).slice(c * HALF, HALF, dim=0)
         q.await_full(i)
         k.await_full(used)

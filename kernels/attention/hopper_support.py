@@ -159,9 +159,11 @@ def visit(step, start, count, near, far, STEP: gl.constexpr, MASK: gl.constexpr)
 
 
 @gluon.jit
-def row_bounds(lo_ptr, hi_ptr, first_row, own_rows, local, row, num_keys, MASK: gl.constexpr):
-    """The interval of keys that the query rows ``row`` of a tile see. Only RANGES empties rows past the tile's end:
-    the others' are zeros that nobody stores."""
+def query_bounds(lo_ptr, hi_ptr, first_row, own_rows, local, row, num_keys, MASK: gl.constexpr):
+    """The interval of keys that rows ``row`` of a query tile see.
+
+    Only RANGES empties rows past the tile's end: in the other kinds they are zeros that nobody stores.
+    """
     if MASK == RANGES:
         lo = gl.load(lo_ptr + first_row + row, mask=row < own_rows, other=0)
         hi = gl.load(hi_ptr + first_row + row, mask=row < own_rows, other=0)
@@ -172,3 +174,23 @@ def row_bounds(lo_ptr, hi_ptr, first_row, own_rows, local, row, num_keys, MASK: 
         else:
             hi = row * 0 + num_keys
     return lo, hi
+
+
+@gluon.jit
+def is_seen(query, row, record, seen_ptr, num_keys, MASK: gl.constexpr):
+    """Which of the query rows ``query`` see which rows ``row`` of the key tile of ``record``: ``[keys, queries]``.
+
+    ``seen_ptr`` holds the first queries that see each of ``num_keys`` key rows, then the ends. Rows past the
+    document's end are zeros; hiding them keeps their probabilities finite.
+    """
+    own_rows = gl.load(record + NUM_ROWS)
+    if MASK == RANGES:
+        key = gl.load(record + ROW) + row
+        first = gl.load(seen_ptr + key, mask=row < own_rows, other=0)
+        stop = gl.load(seen_ptr + num_keys + key, mask=row < own_rows, other=0)
+        result = (query[None, :] >= first[:, None]) & (query[None, :] < stop[:, None])
+    elif MASK == CAUSAL:
+        result = query[None, :] >= (gl.load(record + LOCAL) + row)[:, None]
+    else:
+        result = (query[None, :] >= 0) & (row < own_rows)[:, None]
+    return result

@@ -117,6 +117,21 @@ def sharded_ranges(
     return KeyRanges(tuple(spans), np.concatenate(lows), np.concatenate(highs), kind, q_start, k_start)
 
 
+def seen_by(ranges: KeyRanges) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """For every key row the queries that see it, ``[first, stop)`` counted from its document's first query row.
+
+    Also one interval each, because the ends of what queries see never move back.
+    """
+    first, stop = np.zeros(ranges.num_key_rows, np.int32), np.zeros(ranges.num_key_rows, np.int32)
+    for span in ranges.spans:
+        queries = slice(span.q_start, span.q_start + span.num_queries)
+        keys = slice(span.k_start, span.k_start + span.num_keys)
+        key = np.arange(span.num_keys)
+        first[keys] = np.searchsorted(ranges.hi[queries], key, side="right")
+        stop[keys] = np.searchsorted(ranges.lo[queries], key, side="right")
+    return first, np.maximum(first, stop)
+
+
 def _seen_positions(queries: Rows, window: int | None, blocks: Sequence[Block]) -> tuple[Rows, Rows]:
     """First and one past the last position that each query position sees."""
     low = np.zeros_like(queries) if window is None else queries - window + 1

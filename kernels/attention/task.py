@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from hetsched.kernels.attention import work
-from hetsched.kernels.attention.ranges import KeyRanges
+from hetsched.kernels.attention.ranges import KeyRanges, seen_by
 from hetsched.kernels.attention.work import TileShape, WorkTable
 
 Side = Literal["queries", "keys"]
@@ -50,7 +52,6 @@ class AttentionTask:
         self.ranges, self.num_heads, self.num_kv_heads = ranges, num_heads, num_kv_heads
         self.device = torch.device(device)
         self._tables: dict[tuple[Side, TileShape, int], DeviceTable] = {}
-        self._bounds: tuple[Tensor, Tensor] | None = None
 
     def table(self, side: Side, shape: TileShape, *, num_workers: int = 1, head_bytes: int = 512) -> DeviceTable:
         """The table of kernels that own ``side``, for their tile shape; ``head_bytes`` of K and V per row and head."""
@@ -62,13 +63,15 @@ class AttentionTask:
             self._tables[key] = _upload(table, self.device)
         return self._tables[key]
 
-    @property
+    @cached_property
     def bounds(self) -> tuple[Tensor, Tensor]:
-        """int32 ``[num_query_rows]``: ``lo`` and ``hi`` on the device."""
-        if self._bounds is None:
-            lo, hi = torch.from_numpy(self.ranges.lo), torch.from_numpy(self.ranges.hi)
-            self._bounds = lo.to(self.device), hi.to(self.device)
-        return self._bounds
+        """The ranges' ``lo`` and ``hi``, int32 ``[num_query_rows]``."""
+        return torch.from_numpy(self.ranges.lo).to(self.device), torch.from_numpy(self.ranges.hi).to(self.device)
+
+    @cached_property
+    def seen_by(self) -> Tensor:
+        """int32 ``[2, num_key_rows]``: the first query that sees each key row, and one past the last."""
+        return torch.from_numpy(np.stack(seen_by(self.ranges))).to(self.device)
 
     def check(self, q_THD: Tensor, k_SKD: Tensor, v_SKD: Tensor) -> None:
         """Raise ValueError where the tensors are not those that the task was made for."""

@@ -74,7 +74,7 @@ def forward(
     head_dim = q_THD.shape[-1]
     shape = shapes_for(head_dim, q_THD.element_size()).forward
     table = task.table("queries", shape.tile, head_bytes=2 * head_dim * q_THD.element_size())
-    out, lse = carry if carry is not None else _outputs(q_THD, table.is_complete)
+    out, lse = carry if carry is not None else outputs(q_THD, table.is_complete)
     q_THD, k_SKD, v_SKD = packed_heads(q_THD), packed_heads(k_SKD), packed_heads(v_SKD)
     if table.num_items:
         _set_scratch_allocator()
@@ -165,7 +165,7 @@ def _launch_dkv(
     dk, dv = fresh(k, dtype, table.is_complete), fresh(v, dtype, table.is_complete)
     if table.num_items:
         dkv_kernel[(table.num_items,)](
-            *(*inputs, dk, dv, *task.bounds, table.tiles, table.order, q.shape[0]),
+            *(*inputs, dk, dv, task.seen_by, table.tiles, table.order, q.shape[0], k.shape[0]),
             *(q.stride(0), k.stride(0), v.stride(0), softmax_scale(q, scale) * _LOG2E, softmax_scale(q, scale)),
             **_constants(q, task, shape),
         )
@@ -208,7 +208,8 @@ def fresh(like: Tensor, dtype: torch.dtype, is_complete: bool) -> Tensor:
     return make(like.shape, dtype=dtype, device=like.device)
 
 
-def _outputs(q_THD: Tensor, is_complete: bool) -> tuple[Tensor, Tensor]:
+def outputs(q_THD: Tensor, is_complete: bool) -> tuple[Tensor, Tensor]:
+    """Memory for the output and for lse, which starts at -inf."""
     lse = torch.full((q_THD.shape[1], q_THD.shape[0]), -math.inf, dtype=torch.float32, device=q_THD.device)
     return fresh(q_THD, q_THD.dtype, is_complete), lse
 

@@ -12,9 +12,10 @@ import triton.language as tl
 
 from hetsched.kernels.attention.triton_common import (
     LOG2E,
+    key_bounds,
     masked_visit,
     product,
-    row_bounds,
+    query_bounds,
     rows_of,
     tile_record,
 )
@@ -58,7 +59,7 @@ def _dkv_step(dk, dv, k, v, q, dout, lse, delta, is_seen, scale_log2, MASKED: tl
     return dk, dv
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["num_rows", "total_keys"])
 def dkv_kernel(
     q_ptr,
     k_ptr,
@@ -68,11 +69,11 @@ def dkv_kernel(
     delta_ptr,
     dk_ptr,
     dv_ptr,
-    lo_ptr,
-    hi_ptr,
+    seen_ptr,
     tiles_ptr,
     order_ptr,
     num_rows,
+    total_keys,
     q_stride,
     k_stride,
     v_stride,
@@ -98,9 +99,11 @@ def dkv_kernel(
     v = rows_of(v_ptr, first_row, own_rows, v_stride, kv_head * D, D, BLOCK_K, BLOCK_D).load([0, 0])
     dk = tl.zeros([BLOCK_K, BLOCK_D], tl.float32)
     dv = tl.zeros([BLOCK_K, BLOCK_D], tl.float32)
-    key = local + tl.arange(0, BLOCK_K)
-    query = tl.arange(0, BLOCK_Q)
-    num_keys = local + own_rows
+    key, query = tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_Q)
+    is_key = key < own_rows
+    seen_first, seen_stop = key_bounds(
+        seen_ptr, total_keys, first_row + key, local + key, is_key, num_queries, MASK
+    )
     # one descriptor for all heads of the group. Where BLOCK_D exceeds D it also reads columns of the next head, which meet
     # zeros of k and v, or end in columns that are not stored
     WIDTH: tl.constexpr = GROUP * D
@@ -115,8 +118,8 @@ def dkv_kernel(
         is_row = first + query < num_queries
         at = statistics + member.to(tl.int64) * num_rows + first + query
         lse, delta = _load_statistics(lse_ptr + at, delta_ptr + at, is_row, scale)
-        lo, hi = row_bounds(lo_ptr, hi_ptr, q_row + first + query, first + query, is_row, num_keys, MASK)
-        is_seen = (key[:, None] >= lo[None, :]) & (key[:, None] < hi[None, :])
+        at_query = (first + query)[None, :]
+        is_seen = (at_query >= seen_first[:, None]) & (at_query < seen_stop[:, None])
         q, dout = queries.load([first, member * D]), gradients.load([first, member * D])
         dk, dv = _dkv_step(dk, dv, k, v, q, dout, lse, delta, is_seen, scale_log2, True, UPCAST)
     for flat in tl.range(0, GROUP * free):
@@ -183,7 +186,7 @@ def dq_kernel(
     row = tl.arange(0, BLOCK_Q)
     is_row = row < own_rows
     rows = (first_row + row).to(tl.int64)
-    lo, hi = row_bounds(lo_ptr, hi_ptr, first_row + row, local + row, is_row, num_keys, MASK)
+    lo, hi = query_bounds(lo_ptr, hi_ptr, first_row + row, local + row, is_row, num_keys, MASK)
     at = head.to(tl.int64) * num_rows + rows
     lse, delta = _load_statistics(lse_ptr + at, delta_ptr + at, is_row, scale)
     q = rows_of(q_ptr, first_row, own_rows, q_stride, head * D, D, BLOCK_Q, BLOCK_D).load([0, 0])

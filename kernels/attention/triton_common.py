@@ -35,8 +35,8 @@ def masked_visit(step, start, count, near, far, STEP: tl.constexpr):
 
 
 @triton.jit
-def row_bounds(lo_ptr, hi_ptr, rows, local, is_row, num_keys, MASK: tl.constexpr):
-    """The interval of keys that each query row sees; empty for rows past the document's end."""
+def query_bounds(lo_ptr, hi_ptr, rows, local, is_row, num_keys, MASK: tl.constexpr):
+    """The interval of keys that each query row of a tile sees; empty for rows past the document's end."""
     if MASK == RANGES:
         lo = tl.load(lo_ptr + rows, mask=is_row, other=0)
         hi = tl.load(hi_ptr + rows, mask=is_row, other=0)
@@ -47,6 +47,23 @@ def row_bounds(lo_ptr, hi_ptr, rows, local, is_row, num_keys, MASK: tl.constexpr
         else:
             hi = tl.where(is_row, num_keys, 0)
     return lo, hi
+
+
+@triton.jit
+def key_bounds(seen_ptr, total_keys, rows, local, is_row, num_queries, MASK: tl.constexpr):
+    """The interval of queries that see each key row of a tile; empty for rows past the document's end.
+
+    ``seen_ptr`` holds the first queries for all ``total_keys`` key rows, then the ends.
+    """
+    if MASK == RANGES:
+        first = tl.load(seen_ptr + rows, mask=is_row, other=0)
+        stop = tl.load(seen_ptr + total_keys + rows, mask=is_row, other=0)
+    else:
+        first = tl.zeros_like(local)
+        if MASK == CAUSAL:
+            first = local
+        stop = tl.where(is_row, num_queries, 0)
+    return first, stop
 
 
 @triton.jit

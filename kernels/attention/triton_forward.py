@@ -14,7 +14,7 @@ from hetsched.kernels.attention.triton_common import (
     LOG2E,
     masked_visit,
     product,
-    row_bounds,
+    query_bounds,
     rows_of,
     tile_record,
 )
@@ -80,7 +80,7 @@ def forward_kernel(
 
     row = tl.arange(0, BLOCK_Q)
     is_row = row < own_rows
-    lo, hi = row_bounds(lo_ptr, hi_ptr, first_row + row, local + row, is_row, num_keys, MASK)
+    lo, hi = query_bounds(lo_ptr, hi_ptr, first_row + row, local + row, is_row, num_keys, MASK)
     q = rows_of(q_ptr, first_row, own_rows, q_stride, head * D, D, BLOCK_Q, BLOCK_D).load([0, 0])
     keys = rows_of(k_ptr, key_row, num_keys, k_stride, head // GROUP * D, D, BLOCK_K, BLOCK_D)
     values = rows_of(v_ptr, key_row, num_keys, v_stride, head // GROUP * D, D, BLOCK_K, BLOCK_D)

@@ -97,8 +97,8 @@ def _portable_types(kernel: Any, constants: dict[str, Any], dtype: str) -> dict[
     is_sum = constants.get("CARRY") or constants.get("ACCUMULATE")
     types |= {name: "*fp32" if is_sum else f"*{dtype}" for name in ("out_ptr", "dq_ptr")}
     types |= {name: "*fp32" for name in ("lse_ptr", "delta_ptr")}
-    types |= {name: "*i32" for name in ("lo_ptr", "hi_ptr", "tiles_ptr", "order_ptr")}
-    types |= {name: "i32" for name in ("num_rows", "q_stride", "k_stride", "v_stride")}
+    types |= {name: "*i32" for name in ("lo_ptr", "hi_ptr", "seen_ptr", "tiles_ptr", "order_ptr")}
+    types |= {name: "i32" for name in ("num_rows", "total_keys", "q_stride", "k_stride", "v_stride")}
     types |= {name: "fp32" for name in ("scale_log2", "scale")}
     return {name: kind for name, kind in types.items() if name in kernel.arg_names}
 

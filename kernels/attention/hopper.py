@@ -1,0 +1,173 @@
+"""Launches of the Gluon kernels for Hopper: the same calls as the portable module's, on sm_90 and 16-bit inputs."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+import triton
+from torch import Tensor
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from hetsched.kernels.attention import hopper_backward, hopper_dq, hopper_forward, work
+from hetsched.kernels.attention.hopper_rows import pad_statistics_kernel, scale_kernel
+from hetsched.kernels.attention.hopper_support import ragged_rows
+from hetsched.kernels.attention.task import AttentionTask, DeviceTable
+from hetsched.kernels.attention.triton import fresh, outputs, packed_heads, softmax_scale
+from hetsched.kernels.attention.triton_common import MASK_KINDS
+from hetsched.kernels.attention.work import TileShape
+
+HEAD_DIMS = (64, 128)
+_LOG2E = 1.4426950408889634
+_FORWARD, _DKV, _DQ = TileShape(128, 128), TileShape(64, 128), TileShape(128, 128)
+
+
+def forward(
+    q_THD: Tensor,
+    k_SKD: Tensor,
+    v_SKD: Tensor,
+    task: AttentionTask,
+    *,
+    scale: float | None = None,
+    carry: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """As :func:`hetsched.kernels.attention.triton.forward`, for head dims 64 and 128 in bfloat16 or float16."""
+    task.check(q_THD, k_SKD, v_SKD)
+    table = _table(task, "queries", _FORWARD, q_THD)
+    out, lse = carry if carry is not None else outputs(q_THD, table.is_complete)
+    if table.num_items:
+        q, k, v = packed_heads(q_THD), packed_heads(k_SKD), packed_heads(v_SKD)
+        # with a carry, rows go to float32 memory by pointer, and the descriptor only gives the type
+        target = q if carry is not None else out
+        hopper_forward.forward_kernel[(table.counts.shape[0],)](
+            *(_rows(q, 128), _rows(k, 128), _rows(v, 128), _rows(target, 64), out, lse, *task.bounds),
+            *(table.tiles, table.workers, table.counts, q.shape[0], table.workers.shape[1]),
+            softmax_scale(q, scale) * _LOG2E,
+            HEADS=task.num_heads,
+            CARRY=carry is not None,
+            **_constants(q, task),
+        )
+    return out, lse
+
+
+def backward(
+    dout_THD: Tensor,
+    q_THD: Tensor,
+    k_SKD: Tensor,
+    v_SKD: Tensor,
+    lse_HT: Tensor,
+    delta_HT: Tensor,
+    *,
+    task: AttentionTask,
+    scale: float | None = None,
+    dq_sum: Tensor | None = None,
+    dkv_dtype: torch.dtype | None = None,
+    is_deterministic: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As :func:`hetsched.kernels.attention.triton.backward`.
+
+    Args:
+        is_deterministic: False computes dq in the dkv kernel and adds it in the order in which programs
+            arrive: five products a tile pair instead of seven, and repeats differ in the last bits.
+    """
+    task.check(q_THD, k_SKD, v_SKD)
+    q, k, v = packed_heads(q_THD), packed_heads(k_SKD), packed_heads(v_SKD)
+    inputs = (q, k, v, dout_THD.contiguous(), lse_HT, delta_HT)
+    factor = softmax_scale(q, scale)
+    if is_deterministic:
+        dk, dv = _dkv(inputs, task, factor, dkv_dtype, None)
+        return _dq(inputs, task, factor, dq_sum), dk, dv
+    unscaled = torch.zeros(q.shape, dtype=torch.float32, device=q.device)
+    dk, dv = _dkv(inputs, task, factor, dkv_dtype, unscaled)
+    dq = dq_sum if dq_sum is not None else torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    if dq.numel():
+        scale_kernel[(triton.cdiv(dq.numel(), 4096),)](
+            unscaled, dq, dq.numel(), factor, ACCUMULATE=dq_sum is not None, VALUES=4096
+        )
+    return dq, dk, dv
+
+
+def _dkv(
+    inputs: tuple[Tensor, ...],
+    task: AttentionTask,
+    factor: float,
+    dtype: torch.dtype | None,
+    unscaled_dq: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """dk and dv; adds dq, but for its factor, to ``unscaled_dq`` if there is one."""
+    q, k, v, dout, lse, delta = inputs
+    table = _table(task, "keys", _DKV, q)
+    make = torch.empty if table.is_complete else torch.zeros
+    dkv = make(2, *k.shape, dtype=dtype or k.dtype, device=k.device)
+    if table.num_items:
+        padded_lse, padded_delta = _padded_statistics(lse, delta, task, factor, q)
+        dq_rows = None if unscaled_dq is None else ragged_rows(unscaled_dq.flatten(1), 64, q.shape[-1] // 2)
+        hopper_backward.dkv_kernel[(table.counts.shape[0],)](
+            *(_rows(q, 64), _rows(dout, 64), _rows(k, 128), _rows(v, 128), padded_lse, padded_delta, dq_rows, dkv),
+            *(task.seen_by, table.tiles, table.workers, table.counts, work.num_padded_rows(task.ranges)),
+            *(k.shape[0], table.workers.shape[1], factor * _LOG2E),
+            KV_HEADS=task.num_kv_heads,
+            WITH_DQ=unscaled_dq is not None,
+            **_constants(q, task),
+        )
+    return dkv[0], dkv[1]
+
+
+def _dq(inputs: tuple[Tensor, ...], task: AttentionTask, factor: float, dq_sum: Tensor | None) -> Tensor:
+    q, k, v, dout, lse, delta = inputs
+    table = _table(task, "queries", _DQ, q)
+    dq = dq_sum if dq_sum is not None else fresh(q, q.dtype, table.is_complete)
+    if table.num_items:
+        hopper_dq.dq_kernel[(table.counts.shape[0],)](
+            *(_rows(q, 128), _rows(dout, 128), _rows(k, 128), _rows(v, 128), lse, delta, dq, *task.bounds),
+            *(table.tiles, table.workers, table.counts, q.shape[0], table.workers.shape[1]),
+            *(factor * _LOG2E, factor),
+            HEADS=task.num_heads,
+            ACCUMULATE=dq_sum is not None,
+            **_constants(q, task),
+        )
+    return dq
+
+
+def _padded_statistics(
+    lse: Tensor, delta: Tensor, task: AttentionTask, factor: float, q: Tensor
+) -> tuple[TensorDescriptor, TensorDescriptor]:
+    table = _table(task, "queries", _FORWARD, q)
+    padded_rows = work.num_padded_rows(task.ranges)
+    padded = torch.empty(2, task.num_heads * padded_rows, dtype=torch.float32, device=q.device)
+    pad_statistics_kernel[(table.tiles.shape[0], task.num_heads)](
+        lse, delta, padded[0], padded[1], table.tiles, q.shape[0], padded_rows, 1.0 / factor
+    )
+    layout = gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=1)
+    lse_rows, delta_rows = (TensorDescriptor.from_tensor(rows, [64], layout) for rows in padded)
+    return lse_rows, delta_rows
+
+
+def _rows(x_THD: Tensor, rows: int) -> TensorDescriptor:
+    """Ragged boxes of ``rows`` rows and one head."""
+    num_rows, num_heads, head_dim = x_THD.shape
+    return ragged_rows(x_THD.as_strided((num_rows, num_heads * head_dim), (x_THD.stride(0), 1)), rows, head_dim)
+
+
+def _table(task: AttentionTask, side: str, shape: TileShape, q_THD: Tensor) -> DeviceTable:
+    return task.table(
+        "queries" if side == "queries" else "keys",
+        shape,
+        num_workers=_num_multiprocessors(q_THD.device),
+        head_bytes=2 * q_THD.shape[-1] * q_THD.element_size(),
+    )
+
+
+def _constants(q_THD: Tensor, task: AttentionTask) -> dict[str, int]:
+    return {
+        "GROUP": task.num_heads // task.num_kv_heads,
+        "D": q_THD.shape[-1],
+        "MASK": MASK_KINDS[task.ranges.kind],
+        "num_warps": 4,
+    }
+
+
+@cache
+def _num_multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
