@@ -1,0 +1,46 @@
+# `make demo` and `make test` work from a fresh clone: they make .venv, install the pinned versions and build.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+# GPU machines bring their own torch: their targets use the system's Python and install nothing.
+GPU_PYTHON ?= python3
+BENCHMARKS := $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))
+
+.PHONY: demo test build format clean gpu-build gpu-test bench
+
+demo: build
+	$(PY) examples/demo.py
+
+test: build
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/ctest --test-dir build/cmake --output-on-failure
+	$(PY) -m pytest --ignore=tests/gpu
+
+build: $(INSTALLED)
+	$(PY) setup.py -q build_ext --inplace
+
+# Without build isolation the build takes the pinned tools; --no-compile leaves byte code to the first import.
+$(INSTALLED): setup.py pyproject.toml constraints.txt
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install -q --no-compile -c constraints.txt setuptools wheel cmake ninja pybind11
+	$(PY) -m pip install -q --no-compile -c constraints.txt --no-build-isolation -e '.[dev,demo]'
+	touch $@
+
+format: $(INSTALLED)
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+gpu-build:
+	$(GPU_PYTHON) setup.py -q build_ext --inplace
+
+gpu-test: gpu-build
+	$(GPU_PYTHON) -m pytest tests/gpu
+
+bench: gpu-build
+	set -e; for script in $(BENCHMARKS); do PYTHONPATH=. $(GPU_PYTHON) $$script; done
+
+clean:
+	rm -rf build dist $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info hetsched/*.so

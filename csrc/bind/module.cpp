@@ -1,0 +1,7 @@
+#include "bind/bind.h"
+
+PYBIND11_MODULE(_core, module) {
+  module.doc() = "The compiled part of what decides; hetsched/_core.pyi has the signatures.";
+  hetsched::bind_assign(module);
+  hetsched::bind_routes(module);
+}
