@@ -1,0 +1,194 @@
+"""The attention kernels on a GPU: both backends against float64, peers of the same precision, races and isolation."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hetsched.kernels.attention import attend, naive
+from hetsched.kernels.attention.backends import Backend, choose, load_hopper
+from hetsched.kernels.attention.ranges import Block, packed_ranges, sharded_ranges
+from tests.kernels.attention_cases import Case, Inputs, check, inputs, lse_error, relative, task_of
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+BACKENDS: tuple[Backend, ...] = ("triton", "hopper")
+FUZZ = (0, 1, 127, 128, 129, 1000, 2500)
+MASKS: dict[str, dict[str, Any]] = {
+    "causal": {},
+    "full": {"is_causal": False},
+    "window 1": {"window": 1},
+    "window 200": {"window": 200},
+    "blocks": {"blocks": [Block(5, 100, 740), Block(5, 900, 901)], "window": 300},
+}
+
+
+def needs(backend: Backend) -> None:
+    if backend == "hopper" and torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("needs sm_90")
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("heads", [(4, 4), (4, 1), (16, 2)])
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_every_mask_and_group_equals_float64(
+    head_dim: int, backend: Backend, heads: tuple[int, int], mask: str
+) -> None:
+    needs(backend)
+    case = Case((129, 0, 1, 127, 128, 1000), *heads, head_dim, torch.bfloat16, MASKS[mask])
+    check(case, backend, device="cuda")
+    check(case, backend, device="cuda", seed=1, is_deterministic=False)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_fuzzed_lengths_equal_float64(backend: Backend) -> None:
+    needs(backend)
+    generator = np.random.default_rng(0)
+    for seed in range(12):
+        lengths = tuple(int(n) for n in generator.choice(FUZZ, size=generator.integers(1, 7)))
+        dtype = (torch.bfloat16, torch.float16)[seed % 2]
+        check(Case(lengths, 4, 2, 128, dtype), backend, device="cuda", seed=seed, is_deterministic=seed % 3 > 0)
+
+
+@pytest.mark.parametrize("head_dim", [96, 256])
+def test_other_head_dims_work_on_the_portable_kernels(head_dim: int) -> None:
+    check(Case((300, 1, 129), 4, 2, head_dim, torch.bfloat16), "triton", device="cuda")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_errors_stay_within_those_of_torch_in_the_same_precision(backend: Backend) -> None:
+    needs(backend)
+    from torch.nn.attention.varlen import varlen_attn
+
+    lengths = (1000, 129, 2500, 1, 128)
+    case = Case(lengths, 4, 4, 128, torch.bfloat16)
+    x = inputs(case, device="cuda")
+    truth = [leaf.double().requires_grad_() for leaf in (x.q, x.k, x.v)]
+    expected, _ = naive.forward(truth[0], truth[1], truth[2], case.ranges)
+    expected.backward(x.dout.double())
+    bounds = torch.tensor([0, *itertools.accumulate(lengths)], device="cuda", dtype=torch.int32)
+    peer = [leaf.clone().requires_grad_() for leaf in (x.q, x.k, x.v)]
+    out = varlen_attn(*peer, bounds, bounds, max(lengths), max(lengths), window_size=(-1, 0))
+    out.backward(x.dout)
+    own = [leaf.clone().requires_grad_() for leaf in (x.q, x.k, x.v)]
+    mine, _ = attend.attend(own[0], own[1], own[2], task_of(case, case.ranges, x.q.device), backend=backend)
+    mine.backward(x.dout)
+    assert relative(mine, expected) <= 1.1 * relative(out, expected)
+    for leaf, other, exact in zip(own, peer, truth, strict=True):
+        assert leaf.grad is not None
+        assert other.grad is not None
+        assert exact.grad is not None
+        assert relative(leaf.grad, exact.grad) <= 1.1 * relative(other.grad, exact.grad)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_repeats_are_bitwise_equal_by_default(backend: Backend) -> None:
+    needs(backend)
+    case = Case((1000, 129, 2500), 8, 2, 128, torch.bfloat16)
+    x = inputs(case, device="cuda")
+    task = task_of(case, case.ranges, x.q.device)
+    results = []
+    for _ in range(5):
+        leaves = [leaf.clone().requires_grad_() for leaf in (x.q, x.k, x.v)]
+        out, lse = attend.attend(leaves[0], leaves[1], leaves[2], task, backend=backend)
+        out.backward(x.dout)
+        results.append([out.detach(), lse, *(leaf.grad for leaf in leaves)])
+    for repeat in results[1:]:
+        for first, again in zip(results[0], repeat, strict=True):
+            assert first is not None
+            assert torch.equal(first, again)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nothing_leaks_between_documents(backend: Backend) -> None:
+    needs(backend)
+    case = Case((129, 200, 1000), 4, 2, 128, torch.bfloat16)
+    x = inputs(case, device="cuda")
+    for leaf in (x.q, x.k, x.v, x.dout):
+        leaf[129:329] = float("nan")
+    task = task_of(case, case.ranges, x.q.device)
+    out, lse = attend.forward_step(x.q, x.k, x.v, task, backend=backend)
+    delta = attend.row_delta(out, x.dout, backend=backend)
+    for is_deterministic in (True, False):
+        gradients = attend.backward_step(
+            *(x.dout, x.q, x.k, x.v, (lse, delta), task), backend=backend, is_deterministic=is_deterministic
+        )
+        for result in (out, lse.T, *gradients):
+            assert not result[:129].isnan().any()
+            assert not result[329:].isnan().any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("num_shards", [2, 3])
+def test_steps_with_carry_equal_the_whole(num_shards: int, backend: Backend) -> None:
+    needs(backend)
+    case = Case((1000, 1, 300, 127), 8, 2, 128, torch.bfloat16)
+    x = inputs(case, device="cuda")
+    ranges = case.ranges
+    out, lse = naive.forward(*(leaf.double() for leaf in (x.q, x.k, x.v)), ranges)
+    shards = [
+        [np.arange(length)[(np.arange(length) // 100) % num_shards == rank] for length in case.lengths]
+        for rank in range(num_shards)
+    ]
+    starts = np.cumsum([0, *case.lengths[:-1]])
+    whole = [np.arange(length) for length in case.lengths]
+    carry = (torch.zeros_like(x.q, dtype=torch.float32), torch.full_like(lse, -torch.inf, dtype=torch.float32))
+    tasks, rows = [], []
+    for shard in shards:
+        row = np.concatenate([start + positions for start, positions in zip(starts, shard, strict=True)])
+        rows.append(torch.from_numpy(row).cuda())
+        tasks.append(task_of(case, sharded_ranges(whole, shard), x.q.device))
+        carry = attend.forward_step(x.q, x.k[rows[-1]], x.v[rows[-1]], tasks[-1], carry=carry, backend=backend)
+    assert relative(carry[0], out) < 4e-3
+    assert lse_error(carry[1], lse) < 1e-4
+    _check_step_gradients(x, carry, tasks, rows, backend)
+
+
+def _check_step_gradients(x: Inputs, carry: Any, tasks: list[Any], rows: list[torch.Tensor], backend: Backend) -> None:
+    whole = packed_ranges([1000, 1, 300, 127])
+    truth = x.double()
+    out, lse = naive.forward(truth.q, truth.k, truth.v, whole)
+    expected = naive.backward(
+        *(truth.dout, truth.q, truth.k, truth.v, lse, naive.delta(out, truth.dout)), ranges=whole
+    )
+    delta = attend.row_delta(carry[0], x.dout.float(), backend="triton")
+    for is_deterministic in (True, False):
+        dq = torch.zeros_like(x.q, dtype=torch.float32)
+        dk, dv = torch.zeros_like(x.k, dtype=torch.float32), torch.zeros_like(x.v, dtype=torch.float32)
+        for task, row in zip(tasks, rows, strict=True):
+            _, part_k, part_v = attend.backward_step(
+                *(x.dout, x.q, x.k[row], x.v[row], (carry[1], delta), task), dq_sum=dq, dkv_dtype=torch.float32,
+                is_deterministic=is_deterministic, backend=backend,
+            )  # fmt: skip
+            dk[row] += part_k
+            dv[row] += part_v
+        for got, exact in zip((dq, dk, dv), expected, strict=True):
+            assert relative(got, exact) < 1e-2
+
+
+def test_a_slice_of_a_fused_projection_is_taken_as_it_is() -> None:
+    case = Case((300, 129), 4, 2, 128, torch.bfloat16)
+    x = inputs(case, device="cuda")
+    fused = torch.cat([x.q, x.k, x.v], dim=1)
+    q, k, v = fused.split([4, 2, 2], dim=1)
+    task = task_of(case, case.ranges, fused.device)
+    for backend in BACKENDS:
+        if backend == "triton" or choose(q) == "hopper":
+            expected = attend.forward_step(x.q, x.k, x.v, task, backend=backend)[0]
+            assert torch.equal(attend.forward_step(q, k, v, task, backend=backend)[0], expected)
+
+
+def test_hopper_kernels_are_chosen_where_they_run() -> None:
+    if torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("needs sm_90")
+    q = torch.empty(1, 4, 128, device="cuda", dtype=torch.bfloat16)
+    assert load_hopper() is not None
+    assert choose(q) == "hopper"
+    assert choose(q.expand(1, 4, 128)[..., :96]) == "triton"
+    with pytest.raises(ValueError, match="head dim 96"):
+        choose(q[..., :96], forced="hopper")
