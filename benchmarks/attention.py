@@ -289,9 +289,7 @@ def main() -> int:
     results = []
     for name, case in cases(options.tokens).items():
         if not options.cases or name in options.cases:
-            results.append(
-                measure(case, rounds=options.rounds, repeats=options.repeats, with_flex=options.flex)
-            )
+            results.append(measure(case, rounds=options.rounds, repeats=options.repeats, with_flex=options.flex))
             torch.cuda.empty_cache()
             print("\n".join(table(results[-1:])), file=sys.stderr, flush=True)
     report = {"environment": environment(), "results": results}

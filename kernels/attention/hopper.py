@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 import triton
 from torch import Tensor
@@ -13,7 +11,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from hetsched.kernels.attention import hopper_backward, hopper_dq, hopper_forward, work
 from hetsched.kernels.attention.hopper_rows import pad_statistics_kernel, scale_kernel
 from hetsched.kernels.attention.hopper_support import ragged_rows
-from hetsched.kernels.attention.task import AttentionTask, DeviceTable
+from hetsched.kernels.attention.task import AttentionTask
 from hetsched.kernels.attention.triton import fresh, outputs, packed_heads, softmax_scale
 from hetsched.kernels.attention.triton_common import MASK_KINDS
 from hetsched.kernels.attention.work import TileShape
@@ -34,7 +32,7 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """As :func:`hetsched.kernels.attention.triton.forward`, for head dims 64 and 128 in bfloat16 or float16."""
     task.check(q_THD, k_SKD, v_SKD)
-    table = _table(task, "queries", _FORWARD, q_THD)
+    table = task.table("queries", _FORWARD)
     out, lse = carry if carry is not None else outputs(q_THD, table.is_complete)
     if table.num_items:
         q, k, v = packed_heads(q_THD), packed_heads(k_SKD), packed_heads(v_SKD)
@@ -97,7 +95,7 @@ def _dkv(
 ) -> tuple[Tensor, Tensor]:
     """dk and dv; adds dq, but for its factor, to ``unscaled_dq`` if there is one."""
     q, k, v, dout, lse, delta = inputs
-    table = _table(task, "keys", _DKV, q)
+    table = task.table("keys", _DKV)
     make = torch.empty if table.is_complete else torch.zeros
     dkv = make(2, *k.shape, dtype=dtype or k.dtype, device=k.device)
     if table.num_items:
@@ -116,7 +114,7 @@ def _dkv(
 
 def _dq(inputs: tuple[Tensor, ...], task: AttentionTask, factor: float, dq_sum: Tensor | None) -> Tensor:
     q, k, v, dout, lse, delta = inputs
-    table = _table(task, "queries", _DQ, q)
+    table = task.table("queries", _DQ)
     dq = dq_sum if dq_sum is not None else fresh(q, q.dtype, table.is_complete)
     if table.num_items:
         hopper_dq.dq_kernel[(table.counts.shape[0],)](
@@ -133,7 +131,7 @@ def _dq(inputs: tuple[Tensor, ...], task: AttentionTask, factor: float, dq_sum: 
 def _padded_statistics(
     lse: Tensor, delta: Tensor, task: AttentionTask, factor: float, q: Tensor
 ) -> tuple[TensorDescriptor, TensorDescriptor]:
-    table = _table(task, "queries", _FORWARD, q)
+    table = task.table("queries", _FORWARD)
     padded_rows = work.num_padded_rows(task.ranges)
     padded = torch.empty(2, task.num_heads * padded_rows, dtype=torch.float32, device=q.device)
     pad_statistics_kernel[(table.tiles.shape[0], task.num_heads)](
@@ -150,15 +148,6 @@ def _rows(x_THD: Tensor, rows: int) -> TensorDescriptor:
     return ragged_rows(x_THD.as_strided((num_rows, num_heads * head_dim), (x_THD.stride(0), 1)), rows, head_dim)
 
 
-def _table(task: AttentionTask, side: str, shape: TileShape, q_THD: Tensor) -> DeviceTable:
-    return task.table(
-        "queries" if side == "queries" else "keys",
-        shape,
-        num_workers=_num_multiprocessors(q_THD.device),
-        head_bytes=2 * q_THD.shape[-1] * q_THD.element_size(),
-    )
-
-
 def _constants(q_THD: Tensor, task: AttentionTask) -> dict[str, int]:
     return {
         "GROUP": task.num_heads // task.num_kv_heads,
@@ -166,8 +155,3 @@ def _constants(q_THD: Tensor, task: AttentionTask) -> dict[str, int]:
         "MASK": MASK_KINDS[task.ranges.kind],
         "num_warps": 4,
     }
-
-
-@cache
-def _num_multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count

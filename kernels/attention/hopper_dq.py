@@ -35,9 +35,7 @@ HALF = gl.constexpr(64)
 
 
 @gluon.jit
-def _produce(
-    schedule, q_desc, dout_desc, k_desc, v_desc, q, dout, k, v, GROUP: gl.constexpr, D: gl.constexpr
-):
+def _produce(schedule, q_desc, dout_desc, k_desc, v_desc, q, dout, k, v, GROUP: gl.constexpr, D: gl.constexpr):
     loaded = 0
     for i in range(schedule.num_items):
         head, record = schedule.item(i)

@@ -51,15 +51,16 @@ class AttentionTask:
             raise ValueError(f"num_kv_heads={num_kv_heads} does not divide num_heads={num_heads}")
         self.ranges, self.num_heads, self.num_kv_heads = ranges, num_heads, num_kv_heads
         self.device = torch.device(device)
-        self._tables: dict[tuple[Side, TileShape, int], DeviceTable] = {}
+        self.num_workers = _num_multiprocessors(self.device)
+        self._tables: dict[tuple[Side, TileShape], DeviceTable] = {}
 
-    def table(self, side: Side, shape: TileShape, *, num_workers: int = 1, head_bytes: int = 512) -> DeviceTable:
-        """The table of kernels that own ``side``, for their tile shape; ``head_bytes`` of K and V per row and head."""
-        key = (side, shape, num_workers)
+    def table(self, side: Side, shape: TileShape) -> DeviceTable:
+        """The table of kernels that own ``side``, for their tile shape."""
+        key = (side, shape)
         if key not in self._tables:
             make = work.query_major if side == "queries" else work.key_major
             heads = self.num_heads if side == "queries" else self.num_kv_heads
-            table = make(self.ranges, shape, num_heads=heads, num_workers=num_workers, row_bytes=head_bytes)
+            table = make(self.ranges, shape, num_heads=heads, num_workers=self.num_workers)
             self._tables[key] = _upload(table, self.device)
         return self._tables[key]
 
@@ -86,6 +87,10 @@ class AttentionTask:
                     f"{name} is {tuple(x.shape)} {x.dtype} on {x.device}; the task has "
                     f"({rows}, {heads}, {q_THD.shape[-1]}) {q_THD.dtype} on {self.device}"
                 )
+
+
+def _num_multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
 def _upload(table: WorkTable, device: torch.device) -> DeviceTable:

@@ -73,7 +73,7 @@ def forward(
     task.check(q_THD, k_SKD, v_SKD)
     head_dim = q_THD.shape[-1]
     shape = shapes_for(head_dim, q_THD.element_size()).forward
-    table = task.table("queries", shape.tile, head_bytes=2 * head_dim * q_THD.element_size())
+    table = task.table("queries", shape.tile)
     out, lse = carry if carry is not None else outputs(q_THD, table.is_complete)
     q_THD, k_SKD, v_SKD = packed_heads(q_THD), packed_heads(k_SKD), packed_heads(v_SKD)
     if table.num_items:
@@ -141,7 +141,7 @@ def launch_dq(
     """dq of (q, k, v, dout, lse, delta), added to ``dq_sum`` where there is one."""
     q, k, v = inputs[:3]
     shape = shapes_for(q.shape[-1], q.element_size()).dq
-    table = task.table("queries", shape.tile, head_bytes=2 * q.shape[-1] * q.element_size())
+    table = task.table("queries", shape.tile)
     dq = dq_sum if dq_sum is not None else fresh(q, q.dtype, table.is_complete)
     if table.num_items:
         dq_kernel[(table.num_items,)](
@@ -161,7 +161,7 @@ def _launch_dkv(
 ) -> tuple[Tensor, Tensor]:
     q, k, v = inputs[:3]
     shape = shapes_for(q.shape[-1], q.element_size()).dkv
-    table = task.table("keys", shape.tile, head_bytes=2 * q.shape[-1] * q.element_size())
+    table = task.table("keys", shape.tile)
     dk, dv = fresh(k, dtype, table.is_complete), fresh(v, dtype, table.is_complete)
     if table.num_items:
         dkv_kernel[(table.num_items,)](

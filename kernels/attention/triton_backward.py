@@ -23,7 +23,14 @@ from hetsched.kernels.attention.triton_common import (
 
 @triton.jit
 def delta_kernel(
-    out_ptr, dout_ptr, delta_ptr, num_rows, HEADS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr
+    out_ptr,
+    dout_ptr,
+    delta_ptr,
+    num_rows,
+    HEADS: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    ROWS: tl.constexpr,
 ):
     """``delta[head, row]``: the row sums of output times its gradient, both ``[num_rows, HEADS, D]``."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -101,9 +108,7 @@ def dkv_kernel(
     dv = tl.zeros([BLOCK_K, BLOCK_D], tl.float32)
     key, query = tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_Q)
     is_key = key < own_rows
-    seen_first, seen_stop = key_bounds(
-        seen_ptr, total_keys, first_row + key, local + key, is_key, num_queries, MASK
-    )
+    seen_first, seen_stop = key_bounds(seen_ptr, total_keys, first_row + key, local + key, is_key, num_queries, MASK)
     # one descriptor for all heads of the group. Where BLOCK_D exceeds D it also reads columns of the next head, which meet
     # zeros of k and v, or end in columns that are not stored
     WIDTH: tl.constexpr = GROUP * D

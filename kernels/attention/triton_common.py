@@ -67,7 +67,9 @@ def key_bounds(seen_ptr, total_keys, rows, local, is_row, num_queries, MASK: tl.
 
 
 @triton.jit
-def rows_of(ptr, first_row, num_rows, row_stride, column, WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
+def rows_of(
+    ptr, first_row, num_rows, row_stride, column, WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr
+):
     """A descriptor of ``WIDTH`` columns of one document's rows: reads past its end give zeros, writes go nowhere."""
     base = ptr + first_row.to(tl.int64) * row_stride + column
     return tl.make_tensor_descriptor(base, [num_rows, WIDTH], [row_stride, 1], [ROWS, BLOCK_D])

@@ -3,7 +3,8 @@
 A *tile* is a run of rows of one document on the side that a program owns (queries in the forward and dq
 kernels, keys in the dkv kernel). Its record says which tiles of the other side it meets. Tiles at the two ends of
 that run may be partly hidden by the mask: they are visited first, so that the long loop has no mask. An *item* is a (tile,
-head) pair; items are sorted longest first inside groups of (document, head) pairs whose keys fit the L2 cache together.
+head) pair. Items of the same document and head follow each other by about one wave of programs, so that they find each
+other's keys in the L2 cache; inside a wave, and over the last few waves, the longest go first.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ ROW, NUM_ROWS, OTHER_ROW, NUM_OTHER, LOCAL, START, COUNT, NEAR, FAR, PAD_ROW = r
 NUM_COLUMNS = 10
 PAD = 128
 """Queries of a document start at a multiple of this in padded row statistics."""
-_CACHE_BYTES = 32 << 20
+_TAIL_WAVES = 4
+"""Waves at the end that are sorted together, so that programs finish at about the same time."""
 _ITEM_OVERHEAD = 1.0
 """What starting and finishing an item costs, in tiles of the other side."""
 
@@ -33,7 +35,7 @@ class WorkTable:
 
     Args:
         tiles: int32 ``[num_tiles, NUM_COLUMNS]``.
-        order: int32 ``[num_items]``, ``tile * num_heads + head``, longest first inside a group.
+        order: int32 ``[num_items]``, ``tile * num_heads + head``, in the order in which to start them.
         workers: int32 ``[num_workers, most_items]``, the same items dealt to persistent programs, -1 after the last.
         counts: int32 ``[num_workers]``.
         is_complete: every row of the owning side lies in a tile with work, so that every output row is written.
@@ -54,28 +56,23 @@ class TileShape:
     keys: int
 
 
-def query_major(
-    ranges: KeyRanges, shape: TileShape, *, num_heads: int, num_workers: int = 1, row_bytes: int = 512
-) -> WorkTable:
+def query_major(ranges: KeyRanges, shape: TileShape, *, num_heads: int, num_workers: int = 1) -> WorkTable:
     """The table of kernels that own query tiles: forward and dq. Key tiles run downwards, the diagonal first.
 
     Args:
         ranges: what each query sees.
         shape: tile sizes of the kernel.
         num_heads: query heads.
-        num_workers: persistent programs to deal the items to.
-        row_bytes: bytes of K and V per key row and head, for the cache groups.
+        num_workers: programs that run at once; persistent ones are dealt the items.
     """
     tiles = [_query_tiles(span, ranges, shape, pad) for span, pad in zip(ranges.spans, pad_rows(ranges), strict=True)]
-    return _table(tiles, ranges.num_query_rows, num_heads, num_workers, row_bytes)
+    return _table(tiles, ranges.num_query_rows, num_heads, num_workers)
 
 
-def key_major(
-    ranges: KeyRanges, shape: TileShape, *, num_heads: int, num_workers: int = 1, row_bytes: int = 512
-) -> WorkTable:
+def key_major(ranges: KeyRanges, shape: TileShape, *, num_heads: int, num_workers: int = 1) -> WorkTable:
     """The table of the dkv kernel, which owns key tiles. Query tiles run upwards; ``num_heads`` are key heads."""
     tiles = [_key_tiles(span, ranges, shape, pad) for span, pad in zip(ranges.spans, pad_rows(ranges), strict=True)]
-    return _table(tiles, ranges.num_key_rows, num_heads, num_workers, row_bytes)
+    return _table(tiles, ranges.num_key_rows, num_heads, num_workers)
 
 
 def pad_rows(ranges: KeyRanges) -> list[int]:
@@ -170,32 +167,29 @@ def _visits(
         tiles[:, START], tiles[:, NEAR], tiles[:, FAR] = begin, below, above
 
 
-def _table(
-    per_span: list[NDArray[np.int64]], num_rows: int, num_heads: int, num_workers: int, row_bytes: int
-) -> WorkTable:
+def _table(per_span: list[NDArray[np.int64]], num_rows: int, num_heads: int, num_workers: int) -> WorkTable:
     tiles = np.concatenate([np.zeros((0, NUM_COLUMNS), np.int64), *per_span])
     document = np.repeat(np.arange(len(per_span)), [len(rows) for rows in per_span])
-    order, cost = _order(tiles, document, num_heads, row_bytes)
+    order, cost = _order(tiles, document, num_heads, num_workers)
     workers, counts = _deal(order, cost, num_workers)
     covered = int(tiles[tiles[:, COUNT] > 0, NUM_ROWS].sum())
     return WorkTable(tiles.astype(np.int32), order, workers, counts, covered == num_rows)
 
 
 def _order(
-    tiles: NDArray[np.int64], document: NDArray[np.int64], num_heads: int, row_bytes: int
+    tiles: NDArray[np.int64], document: NDArray[np.int64], num_heads: int, wave: int
 ) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
-    """Items with work, longest documents first, and inside a cache group the longest items first."""
+    """Items with work and their costs: longest documents first, in waves of whole (document, head) pairs."""
     busy = np.flatnonzero(tiles[:, COUNT] > 0)
+    busy = busy[np.lexsort((document[busy], -tiles[busy, NUM_OTHER]))]
     if len(busy) == 0:
         return np.zeros(0, np.int32), np.zeros(0)
-    item_bytes = tiles[busy, NUM_OTHER] * row_bytes
-    longest = np.lexsort((document[busy], -item_bytes))
-    busy, item_bytes = busy[longest], item_bytes[longest]
-    # every (document, head) pair takes its bytes of the cache once; pairs are numbered document by document
-    is_first = np.concatenate([[True], np.diff(document[busy]) != 0])
-    before = np.concatenate([[0], np.cumsum(item_bytes[is_first] * num_heads)[:-1]])[np.cumsum(is_first) - 1]
+    first = np.flatnonzero(np.concatenate([[True], np.diff(document[busy]) != 0]))
+    tiles_of = np.diff(np.append(first, len(busy)))
+    place = np.repeat(np.arange(len(first)), tiles_of)
     head = np.arange(num_heads)[None, :]
-    group = (before[:, None] + item_bytes[:, None] * head) // _CACHE_BYTES
+    before = first[place][:, None] * num_heads + tiles_of[place][:, None] * head
+    group = np.minimum(before // wave, max(0, len(busy) * num_heads // wave - _TAIL_WAVES))
     items = busy[:, None] * num_heads + head
     cost = np.broadcast_to(tiles[busy, COUNT][:, None] + _ITEM_OVERHEAD, items.shape)
     sequence = np.lexsort((items.ravel(), -cost.ravel(), group.ravel()))

@@ -153,9 +153,7 @@ def _check_step_gradients(x: Inputs, carry: Any, tasks: list[Any], rows: list[to
     whole = packed_ranges([1000, 1, 300, 127])
     truth = x.double()
     out, lse = naive.forward(truth.q, truth.k, truth.v, whole)
-    expected = naive.backward(
-        *(truth.dout, truth.q, truth.k, truth.v, lse, naive.delta(out, truth.dout)), ranges=whole
-    )
+    expected = naive.backward(*(truth.dout, truth.q, truth.k, truth.v, lse, naive.delta(out, truth.dout)), ranges=whole)
     delta = attend.row_delta(carry[0], x.dout.float(), backend="triton")
     for is_deterministic in (True, False):
         dq = torch.zeros_like(x.q, dtype=torch.float32)
