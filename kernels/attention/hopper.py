@@ -8,11 +8,11 @@ from torch import Tensor
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from hetsched.kernels.attention import hopper_backward, hopper_dq, hopper_forward, work
-from hetsched.kernels.attention.hopper_rows import pad_statistics_kernel, scale_kernel
+from hetsched.kernels.attention import hopper_backward, hopper_dq, hopper_forward
 from hetsched.kernels.attention.hopper_support import ragged_rows
+from hetsched.kernels.attention.rows import scale_kernel
 from hetsched.kernels.attention.task import AttentionTask
-from hetsched.kernels.attention.triton import fresh, outputs, packed_heads, softmax_scale
+from hetsched.kernels.attention.triton import fresh, outputs, packed_heads, padded_statistics, softmax_scale
 from hetsched.kernels.attention.triton_common import MASK_KINDS
 from hetsched.kernels.attention.work import TileShape
 
@@ -71,8 +71,8 @@ def backward(
     """
     task.check(q_THD, k_SKD, v_SKD)
     q, k, v = packed_heads(q_THD), packed_heads(k_SKD), packed_heads(v_SKD)
-    inputs = (q, k, v, dout_THD.contiguous(), lse_HT, delta_HT)
     factor = softmax_scale(q, scale)
+    inputs = (q, k, v, dout_THD.contiguous(), *padded_statistics(lse_HT, delta_HT, task, factor))
     if is_deterministic:
         dk, dv = _dkv(inputs, task, factor, dkv_dtype, None)
         return _dq(inputs, task, factor, dq_sum), dk, dv
@@ -99,11 +99,11 @@ def _dkv(
     make = torch.empty if table.is_complete else torch.zeros
     dkv = make(2, *k.shape, dtype=dtype or k.dtype, device=k.device)
     if table.num_items:
-        padded_lse, padded_delta = _padded_statistics(lse, delta, task, factor, q)
         dq_rows = None if unscaled_dq is None else ragged_rows(unscaled_dq.flatten(1), 64, q.shape[-1] // 2)
         hopper_backward.dkv_kernel[(table.counts.shape[0],)](
-            *(_rows(q, 64), _rows(dout, 64), _rows(k, 128), _rows(v, 128), padded_lse, padded_delta, dq_rows, dkv),
-            *(task.seen_by, table.tiles, table.workers, table.counts, work.num_padded_rows(task.ranges)),
+            *(_rows(q, 64), _rows(dout, 64), _rows(k, 128), _rows(v, 128)),
+            *(_flat_rows(lse), _flat_rows(delta), dq_rows, dkv),
+            *(task.seen_by, table.tiles, table.workers, table.counts, lse.shape[1]),
             *(k.shape[0], table.workers.shape[1], factor * _LOG2E),
             KV_HEADS=task.num_kv_heads,
             WITH_DQ=unscaled_dq is not None,
@@ -119,7 +119,7 @@ def _dq(inputs: tuple[Tensor, ...], task: AttentionTask, factor: float, dq_sum: 
     if table.num_items:
         hopper_dq.dq_kernel[(table.counts.shape[0],)](
             *(_rows(q, 128), _rows(dout, 128), _rows(k, 128), _rows(v, 128), lse, delta, dq, *task.bounds),
-            *(table.tiles, table.workers, table.counts, q.shape[0], table.workers.shape[1]),
+            *(table.tiles, table.workers, table.counts, lse.shape[1], table.workers.shape[1]),
             *(factor * _LOG2E, factor),
             HEADS=task.num_heads,
             ACCUMULATE=dq_sum is not None,
@@ -128,18 +128,10 @@ def _dq(inputs: tuple[Tensor, ...], task: AttentionTask, factor: float, dq_sum: 
     return dq
 
 
-def _padded_statistics(
-    lse: Tensor, delta: Tensor, task: AttentionTask, factor: float, q: Tensor
-) -> tuple[TensorDescriptor, TensorDescriptor]:
-    table = task.table("queries", _FORWARD)
-    padded_rows = work.num_padded_rows(task.ranges)
-    padded = torch.empty(2, task.num_heads * padded_rows, dtype=torch.float32, device=q.device)
-    pad_statistics_kernel[(table.tiles.shape[0], task.num_heads)](
-        lse, delta, padded[0], padded[1], table.tiles, q.shape[0], padded_rows, 1.0 / factor
-    )
+def _flat_rows(x: Tensor) -> TensorDescriptor:
+    """Runs of 64 values."""
     layout = gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=1)
-    lse_rows, delta_rows = (TensorDescriptor.from_tensor(rows, [64], layout) for rows in padded)
-    return lse_rows, delta_rows
+    return TensorDescriptor.from_tensor(x.flatten(), [64], layout)
 
 
 def _rows(x_THD: Tensor, rows: int) -> TensorDescriptor:

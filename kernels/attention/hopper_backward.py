@@ -41,7 +41,6 @@ from hetsched.kernels.attention.hopper_support import (
 BLOCK_Q = gl.constexpr(64)
 BLOCK_K = gl.constexpr(128)
 HALF = gl.constexpr(64)
-DEPTH = gl.constexpr(2)
 
 
 @gluon.jit
@@ -67,10 +66,10 @@ def _produce(
                 statistic = head * padded_rows + pad_row + first
                 barrier = q.await_empty(loaded, BLOCK_Q * D * 2 + BLOCK_Q * 4)
                 load_box(q_desc, at, barrier, q.slot(loaded))
-                tma.async_copy_global_to_shared(lse_desc, [statistic], barrier, lse_slots.index(loaded % DEPTH))
+                tma.async_copy_global_to_shared(lse_desc, [statistic], barrier, lse_slots.index(loaded % q.depth))
                 barrier = dout.await_empty(loaded, BLOCK_Q * D * 2 + BLOCK_Q * 4)
                 load_box(dout_desc, at, barrier, dout.slot(loaded))
-                tma.async_copy_global_to_shared(delta_desc, [statistic], barrier, delta_slots.index(loaded % DEPTH))
+                tma.async_copy_global_to_shared(delta_desc, [statistic], barrier, delta_slots.index(loaded % q.depth))
                 loaded += 1
 
 
@@ -87,11 +86,11 @@ def _step(
     zero = gl.zeros([HALF, BLOCK_Q], gl.float32, LS)
     q_tile, dout_tile = q.slot(i), dout.slot(i)
     q.await_full(i)
-    lse = lse_slots.index(i % DEPTH).load(gl.SliceLayout(0, LS))
+    lse = lse_slots.index(i % q.depth).load(gl.SliceLayout(0, LS))
     keys = k_tile.slice(c * HALF, HALF, dim=0)
     s_token = warpgroup_mma(keys, q_tile.permute((1, 0)), zero + lse[None, :], is_async=True)
     dout.await_full(i)
-    delta = delta_slots.index(i % DEPTH).load(gl.SliceLayout(0, LS))
+    delta = delta_slots.index(i % q.depth).load(gl.SliceLayout(0, LS))
     values = v_tile.slice(c * HALF, HALF, dim=0)
     dp_token = warpgroup_mma(values, dout_tile.permute((1, 0)), zero + delta[None, :], is_async=True)
     p = gl.exp2(warpgroup_mma_wait(1, deps=[s_token]) * scale_log2)
@@ -189,6 +188,7 @@ def dkv_kernel(
     -lse / scale and -delta, ``[heads, padded_rows]``, with -inf and 0 where there is no query.
     """
     dtype: gl.constexpr = q_desc.dtype
+    DEPTH: gl.constexpr = 2 if WITH_DQ else 4
     layout: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
     q = make_ring(dtype, DEPTH, (BLOCK_Q, D), layout)
     dout = make_ring(dtype, DEPTH, (BLOCK_Q, D), layout)

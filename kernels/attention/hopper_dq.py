@@ -20,6 +20,7 @@ from hetsched.kernels.attention.hopper_support import (
     NUM_OTHER,
     NUM_ROWS,
     OTHER_ROW,
+    PAD_ROW,
     ROW,
     START,
     box,
@@ -78,7 +79,7 @@ def _step(i, dq, queries, gradients, k, v, lse, delta, lo, hi, first_key, is_mas
 
 @gluon.jit
 def _consume(
-    c: gl.constexpr, schedule, lse_ptr, delta_ptr, dq_ptr, lo_ptr, hi_ptr, q, dout, k, v, num_rows, scale_log2, scale,
+    c: gl.constexpr, schedule, lse_ptr, delta_ptr, dq_ptr, lo_ptr, hi_ptr, q, dout, k, v, padded_rows, scale_log2, scale,
     D: gl.constexpr, MASK: gl.constexpr, ACCUMULATE: gl.constexpr,
 ):  # fmt: skip
     LS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_K, 16])
@@ -91,11 +92,8 @@ def _consume(
         start, count, num_keys = gl.load(record + START), gl.load(record + COUNT), gl.load(record + NUM_OTHER)
         near, far = gl.load(record + NEAR), gl.load(record + FAR)
         lo, hi = query_bounds(lo_ptr, hi_ptr, first_row, own_rows, local, row, num_keys, MASK)
-        at = head.to(gl.int64) * num_rows + first_row + row
-        lse = gl.load(lse_ptr + at, mask=row < own_rows, other=float("inf"))
-        # a row without keys gets probability 0
-        lse = gl.where(lse == float("-inf"), float("-inf"), lse * (-1.0 / scale))
-        delta = -gl.load(delta_ptr + at, mask=row < own_rows, other=0.0)
+        at = head.to(gl.int64) * padded_rows + gl.load(record + PAD_ROW) + row
+        lse, delta = gl.load(lse_ptr + at), gl.load(delta_ptr + at)
         dq = gl.zeros([HALF, D], gl.float32, LQ)
         q.await_full(i)
         dout.await_full(i)
@@ -117,15 +115,16 @@ def _consume(
         gl.store(dq_ptrs, dq.to(dq_ptr.dtype.element_ty), mask=is_value)
 
 
-@gluon.jit(do_not_specialize=["num_rows", "width"])
+@gluon.jit(do_not_specialize=["padded_rows", "width"])
 def dq_kernel(
     q_desc, dout_desc, k_desc, v_desc, lse_ptr, delta_ptr, dq_ptr, lo_ptr, hi_ptr, tiles_ptr, workers_ptr, counts_ptr,
-    num_rows, width, scale_log2, scale, HEADS: gl.constexpr, GROUP: gl.constexpr, D: gl.constexpr, MASK: gl.constexpr,
+    padded_rows, width, scale_log2, scale, HEADS: gl.constexpr, GROUP: gl.constexpr, D: gl.constexpr, MASK: gl.constexpr,
     ACCUMULATE: gl.constexpr,
 ):  # fmt: skip
-    """dq ``[num_rows, HEADS, D]`` of the dealt items; with ACCUMULATE added to what is there.
+    """dq ``[rows, HEADS, D]`` of the dealt items; with ACCUMULATE added to what is there.
 
-    q, dout, k and v are reached by ragged descriptors of ``[rows, heads * D]``; lse and delta are ``[HEADS, num_rows]``.
+    q, dout, k and v are reached by ragged descriptors of ``[rows, heads * D]``; lse and delta hold
+    -lse / scale and -delta, ``[HEADS, padded_rows]``, with -inf and 0 where there is no query.
     """
     dtype: gl.constexpr = q_desc.dtype
     layout: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
@@ -137,9 +136,9 @@ def dq_kernel(
     schedule = schedule_of(workers_ptr, counts_ptr, tiles_ptr, width, HEADS)
     gl.warp_specialize(
         [
-            (_consume, (0, schedule, lse_ptr, delta_ptr, dq_ptr, lo_ptr, hi_ptr, q, dout, k, v, num_rows, scale_log2,
+            (_consume, (0, schedule, lse_ptr, delta_ptr, dq_ptr, lo_ptr, hi_ptr, q, dout, k, v, padded_rows, scale_log2,
                         scale, D, MASK, ACCUMULATE)),
-            (_consume, (1, schedule, lse_ptr, delta_ptr, dq_ptr, lo_ptr, hi_ptr, q, dout, k, v, num_rows, scale_log2,
+            (_consume, (1, schedule, lse_ptr, delta_ptr, dq_ptr, lo_ptr, hi_ptr, q, dout, k, v, padded_rows, scale_log2,
                         scale, D, MASK, ACCUMULATE)),
             (_produce, (schedule, q_desc, dout_desc, k_desc, v_desc, q, dout, k, v, GROUP, D)),
         ],

@@ -74,6 +74,11 @@ class AttentionTask:
         """int32 ``[2, num_key_rows]``: the first query that sees each key row, and one past the last."""
         return torch.from_numpy(np.stack(seen_by(self.ranges))).to(self.device)
 
+    @cached_property
+    def pad_blocks(self) -> Tensor:
+        """:func:`work.pad_blocks` on the device."""
+        return torch.from_numpy(work.pad_blocks(self.ranges)).to(self.device)
+
     def check(self, q_THD: Tensor, k_SKD: Tensor, v_SKD: Tensor) -> None:
         """Raise ValueError where the tensors are not those that the task was made for."""
         expected = {

@@ -9,8 +9,10 @@ import torch
 import triton
 from torch import Tensor
 
+from hetsched.kernels.attention import work
+from hetsched.kernels.attention.rows import delta_kernel, pad_statistics_kernel
 from hetsched.kernels.attention.task import AttentionTask
-from hetsched.kernels.attention.triton_backward import delta_kernel, dkv_kernel, dq_kernel
+from hetsched.kernels.attention.triton_backward import dkv_kernel, dq_kernel
 from hetsched.kernels.attention.triton_common import MASK_KINDS
 from hetsched.kernels.attention.triton_forward import forward_kernel
 from hetsched.kernels.attention.work import TileShape
@@ -38,16 +40,16 @@ class Shapes:
 
 
 def shapes_for(head_dim: int, element_bytes: int) -> Shapes:
-    """Shapes that compile for sm_90 without spills."""
+    """Shapes that compile for sm_90 without spills; on H200 64 x 64 with four warps won over 128 x 64 with eight."""
     if element_bytes == 4:
         small = KernelShape(TileShape(64, 32), 4, 1)
         return Shapes(small, small, small)
     if head_dim > 128:
-        forward, dkv, dq = TileShape(64, 64), TileShape(16, 64), TileShape(64, 32)
-    else:
-        forward, dkv, dq = TileShape(128, 64), TileShape(64, 128), TileShape(128, 64)
-    deep = 3 if head_dim <= 128 else 2
-    return Shapes(KernelShape(forward, 8, deep), KernelShape(dkv, 8, 2), KernelShape(dq, 8, deep))
+        return Shapes(
+            KernelShape(TileShape(64, 64), 8, 2), KernelShape(TileShape(16, 64), 8, 2), KernelShape(TileShape(64, 32), 8, 2)
+        )
+    square = TileShape(64, 64)
+    return Shapes(KernelShape(square, 4, 3), KernelShape(square, 4, 2), KernelShape(square, 4, 3))
 
 
 def forward(
@@ -126,26 +128,37 @@ def backward(
         dq (``dq_sum`` if given), dk and dv.
     """
     task.check(q_THD, k_SKD, v_SKD)
-    inputs = (packed_heads(q_THD), packed_heads(k_SKD), packed_heads(v_SKD), dout_THD.contiguous(), lse_HT, delta_HT)
+    statistics = padded_statistics(lse_HT, delta_HT, task, softmax_scale(q_THD, scale))
+    inputs = (packed_heads(q_THD), packed_heads(k_SKD), packed_heads(v_SKD), dout_THD.contiguous(), *statistics)
     _set_scratch_allocator()
     dk, dv = _launch_dkv(inputs, task, scale, dkv_dtype or k_SKD.dtype)
-    return launch_dq(inputs, task, scale, dq_sum), dk, dv
+    return _launch_dq(inputs, task, scale, dq_sum), dk, dv
 
 
-def launch_dq(
+def padded_statistics(lse_HT: Tensor, delta_HT: Tensor, task: AttentionTask, factor: float) -> tuple[Tensor, Tensor]:
+    """``-lse / factor`` and ``-delta``, ``[H, padded rows]``, as the backward kernels read them."""
+    padded_rows = work.num_padded_rows(task.ranges)
+    lse, delta = torch.empty(2, task.num_heads, padded_rows, dtype=torch.float32, device=lse_HT.device)
+    if padded_rows:
+        pad_statistics_kernel[(task.pad_blocks.shape[0], task.num_heads)](
+            *(lse_HT, delta_HT, lse, delta, task.pad_blocks, lse_HT.shape[1], padded_rows, 1.0 / factor)
+        )
+    return lse, delta
+
+
+def _launch_dq(
     inputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor],
     task: AttentionTask,
     scale: float | None,
     dq_sum: Tensor | None,
 ) -> Tensor:
-    """dq of (q, k, v, dout, lse, delta), added to ``dq_sum`` where there is one."""
     q, k, v = inputs[:3]
     shape = shapes_for(q.shape[-1], q.element_size()).dq
     table = task.table("queries", shape.tile)
     dq = dq_sum if dq_sum is not None else fresh(q, q.dtype, table.is_complete)
     if table.num_items:
         dq_kernel[(table.num_items,)](
-            *(*inputs, dq, *task.bounds, table.tiles, table.order, q.shape[0]),
+            *(*inputs, dq, *task.bounds, table.tiles, table.order, inputs[4].shape[1]),
             *(q.stride(0), k.stride(0), v.stride(0), softmax_scale(q, scale) * _LOG2E, softmax_scale(q, scale)),
             ACCUMULATE=dq_sum is not None,
             **_constants(q, task, shape),
@@ -165,7 +178,7 @@ def _launch_dkv(
     dk, dv = fresh(k, dtype, table.is_complete), fresh(v, dtype, table.is_complete)
     if table.num_items:
         dkv_kernel[(table.num_items,)](
-            *(*inputs, dk, dv, task.seen_by, table.tiles, table.order, q.shape[0], k.shape[0]),
+            *(*inputs, dk, dv, task.seen_by, table.tiles, table.order, inputs[4].shape[1], k.shape[0]),
             *(q.stride(0), k.stride(0), v.stride(0), softmax_scale(q, scale) * _LOG2E, softmax_scale(q, scale)),
             **_constants(q, task, shape),
         )

@@ -11,7 +11,6 @@ import triton
 import triton.language as tl
 
 from hetsched.kernels.attention.triton_common import (
-    LOG2E,
     key_bounds,
     masked_visit,
     product,
@@ -19,38 +18,6 @@ from hetsched.kernels.attention.triton_common import (
     rows_of,
     tile_record,
 )
-
-
-@triton.jit
-def delta_kernel(
-    out_ptr,
-    dout_ptr,
-    delta_ptr,
-    num_rows,
-    HEADS: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    ROWS: tl.constexpr,
-):
-    """``delta[head, row]``: the row sums of output times its gradient, both ``[num_rows, HEADS, D]``."""
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    head, column = tl.program_id(1), tl.arange(0, BLOCK_D)
-    offsets = row[:, None].to(tl.int64) * (HEADS * D) + head * D + column[None, :]
-    is_value = (row < num_rows)[:, None] & (column < D)[None, :]
-    out = tl.load(out_ptr + offsets, mask=is_value, other=0.0).to(tl.float32)
-    dout = tl.load(dout_ptr + offsets, mask=is_value, other=0.0).to(tl.float32)
-    tl.store(delta_ptr + head.to(tl.int64) * num_rows + row, tl.sum(out * dout, 1), mask=row < num_rows)
-
-
-@triton.jit
-def _load_statistics(lse_ptr, delta_ptr, is_row, scale):
-    """``-lse / scale`` and ``-delta``, the initial values of scores and of dp, which saves the registers to keep them.
-
-    A row without keys, or past the end, gets -inf, hence probability 0.
-    """
-    lse = tl.load(lse_ptr, mask=is_row, other=float("inf"))
-    lse = tl.where(lse == float("-inf"), float("inf"), lse)
-    return lse * (-1.0 / scale), -tl.load(delta_ptr, mask=is_row, other=0.0)
 
 
 @triton.jit
@@ -66,7 +33,7 @@ def _dkv_step(dk, dv, k, v, q, dout, lse, delta, is_seen, scale_log2, MASKED: tl
     return dk, dv
 
 
-@triton.jit(do_not_specialize=["num_rows", "total_keys"])
+@triton.jit(do_not_specialize=["padded_rows", "total_keys"])
 def dkv_kernel(
     q_ptr,
     k_ptr,
@@ -79,7 +46,7 @@ def dkv_kernel(
     seen_ptr,
     tiles_ptr,
     order_ptr,
-    num_rows,
+    padded_rows,
     total_keys,
     q_stride,
     k_stride,
@@ -95,12 +62,12 @@ def dkv_kernel(
     MASK: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """dk and dv ``[keys, HEADS / GROUP, D]`` of one key tile and key head, summed over the query heads of its group."""
+    """dk and dv ``[total_keys, HEADS / GROUP, D]`` of one key tile and key head, summed over the query heads of its group."""
     item = tl.load(order_ptr + tl.program_id(0))
     KV_HEADS: tl.constexpr = HEADS // GROUP
     kv_head = item % KV_HEADS
     tile = tile_record(tiles_ptr, item // KV_HEADS)
-    first_row, own_rows, q_row, num_queries, local, start, count, near, far = tile
+    first_row, own_rows, q_row, num_queries, local, pad_row, start, count, near, far = tile
 
     k = rows_of(k_ptr, first_row, own_rows, k_stride, kv_head * D, D, BLOCK_K, BLOCK_D).load([0, 0])
     v = rows_of(v_ptr, first_row, own_rows, v_stride, kv_head * D, D, BLOCK_K, BLOCK_D).load([0, 0])
@@ -114,25 +81,23 @@ def dkv_kernel(
     WIDTH: tl.constexpr = GROUP * D
     queries = rows_of(q_ptr, q_row, num_queries, q_stride, kv_head * WIDTH, WIDTH, BLOCK_Q, BLOCK_D)
     gradients = rows_of(dout_ptr, q_row, num_queries, HEADS * D, kv_head * WIDTH, WIDTH, BLOCK_Q, BLOCK_D)
-    statistics = (kv_head * GROUP).to(tl.int64) * num_rows + q_row
+    statistics = (kv_head * GROUP).to(tl.int64) * padded_rows + pad_row + query
     # the heads of the group follow each other in one loop: a nested one costs registers and drains the pipeline
     masked, free = near + far, count - near - far
     for flat in tl.range(0, GROUP * masked, num_stages=1):
-        member, step = flat // masked, flat % masked
-        first = masked_visit(step, start, count, near, far, 1) * BLOCK_Q
-        is_row = first + query < num_queries
-        at = statistics + member.to(tl.int64) * num_rows + first + query
-        lse, delta = _load_statistics(lse_ptr + at, delta_ptr + at, is_row, scale)
-        at_query = (first + query)[None, :]
-        is_seen = (at_query >= seen_first[:, None]) & (at_query < seen_stop[:, None])
+        member = flat // masked if GROUP > 1 else 0
+        first = masked_visit(flat - member * masked, start, count, near, far, 1) * BLOCK_Q
+        at = statistics + member * padded_rows + first
         q, dout = queries.load([first, member * D]), gradients.load([first, member * D])
+        lse, delta = tl.load(lse_ptr + at), tl.load(delta_ptr + at)
+        is_seen = (first + query >= seen_first[:, None]) & (first + query < seen_stop[:, None])
         dk, dv = _dkv_step(dk, dv, k, v, q, dout, lse, delta, is_seen, scale_log2, True, UPCAST)
     for flat in tl.range(0, GROUP * free):
-        member, step = flat // free, flat % free
-        first = (start + near + step) * BLOCK_Q
-        at = statistics + member.to(tl.int64) * num_rows + first + query
-        lse, delta = _load_statistics(lse_ptr + at, delta_ptr + at, first + query < num_queries, scale)
+        member = flat // free if GROUP > 1 else 0
+        first = (start + near + flat - member * free) * BLOCK_Q
+        at = statistics + member * padded_rows + first
         q, dout = queries.load([first, member * D]), gradients.load([first, member * D])
+        lse, delta = tl.load(lse_ptr + at), tl.load(delta_ptr + at)
         dk, dv = _dkv_step(dk, dv, k, v, q, dout, lse, delta, False, scale_log2, False, UPCAST)
 
     row, column = tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_D)
@@ -145,15 +110,15 @@ def dkv_kernel(
 
 @triton.jit
 def _dq_step(dq, q, dout, k, v, lse, delta, is_seen, scale_log2, MASKED: tl.constexpr, UPCAST: tl.constexpr):
-    zero = tl.zeros([q.shape[0], k.shape[0]], tl.float32)
-    p = tl.math.exp2(product(q, tl.trans(k), zero + lse[:, None], UPCAST) * scale_log2)
+    """Add one key tile's part. Unlike above, row statistics stay in registers over the loop, and are added late."""
+    p = tl.math.exp2(product(q, tl.trans(k), None, UPCAST) * scale_log2 + lse[:, None])
     if MASKED:
         p = tl.where(is_seen, p, 0.0)
-    ds = p * product(dout, tl.trans(v), zero + delta[:, None], UPCAST)
+    ds = p * (product(dout, tl.trans(v), None, UPCAST) + delta[:, None])
     return product(ds.to(k.dtype), k, dq, UPCAST)
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["padded_rows"])
 def dq_kernel(
     q_ptr,
     k_ptr,
@@ -166,7 +131,7 @@ def dq_kernel(
     hi_ptr,
     tiles_ptr,
     order_ptr,
-    num_rows,
+    padded_rows,
     q_stride,
     k_stride,
     v_stride,
@@ -182,18 +147,18 @@ def dq_kernel(
     ACCUMULATE: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """dq ``[num_rows, HEADS, D]`` of one query tile and head; with ACCUMULATE added to what is there."""
+    """dq ``[rows, HEADS, D]`` of one query tile and head; with ACCUMULATE added to what is there."""
     item = tl.load(order_ptr + tl.program_id(0))
     head = item % HEADS
     tile = tile_record(tiles_ptr, item // HEADS)
-    first_row, own_rows, key_row, num_keys, local, start, count, near, far = tile
+    first_row, own_rows, key_row, num_keys, local, pad_row, start, count, near, far = tile
 
     row = tl.arange(0, BLOCK_Q)
     is_row = row < own_rows
     rows = (first_row + row).to(tl.int64)
     lo, hi = query_bounds(lo_ptr, hi_ptr, first_row + row, local + row, is_row, num_keys, MASK)
-    at = head.to(tl.int64) * num_rows + rows
-    lse, delta = _load_statistics(lse_ptr + at, delta_ptr + at, is_row, scale)
+    at = head.to(tl.int64) * padded_rows + pad_row + row
+    lse, delta = tl.load(lse_ptr + at) * scale_log2, tl.load(delta_ptr + at)
     q = rows_of(q_ptr, first_row, own_rows, q_stride, head * D, D, BLOCK_Q, BLOCK_D).load([0, 0])
     dout = rows_of(dout_ptr, first_row, own_rows, HEADS * D, head * D, D, BLOCK_Q, BLOCK_D).load([0, 0])
     keys = rows_of(k_ptr, key_row, num_keys, k_stride, head // GROUP * D, D, BLOCK_K, BLOCK_D)

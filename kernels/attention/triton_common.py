@@ -12,7 +12,7 @@ LN2 = tl.constexpr(0.6931471805599453)
 ROW, NUM_ROWS = tl.constexpr(work.ROW), tl.constexpr(work.NUM_ROWS)
 OTHER_ROW, NUM_OTHER, LOCAL = tl.constexpr(work.OTHER_ROW), tl.constexpr(work.NUM_OTHER), tl.constexpr(work.LOCAL)
 START, COUNT = tl.constexpr(work.START), tl.constexpr(work.COUNT)
-NEAR, FAR = tl.constexpr(work.NEAR), tl.constexpr(work.FAR)
+NEAR, FAR, PAD_ROW = tl.constexpr(work.NEAR), tl.constexpr(work.FAR), tl.constexpr(work.PAD_ROW)
 NUM_COLUMNS = tl.constexpr(work.NUM_COLUMNS)
 FULL, CAUSAL, RANGES = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 MASK_KINDS = {"full": 0, "causal": 1, "ranges": 2}
@@ -20,11 +20,12 @@ MASK_KINDS = {"full": 0, "causal": 1, "ranges": 2}
 
 @triton.jit
 def tile_record(tiles_ptr, tile):
-    """The record of a tile: ROW, NUM_ROWS, OTHER_ROW, NUM_OTHER, LOCAL, START, COUNT, NEAR, FAR."""
+    """The record of a tile: ROW, NUM_ROWS, OTHER_ROW, NUM_OTHER, LOCAL, PAD_ROW, START, COUNT, NEAR, FAR."""
     record = tiles_ptr + tile * NUM_COLUMNS
     rows = tl.load(record + ROW), tl.load(record + NUM_ROWS), tl.load(record + OTHER_ROW), tl.load(record + NUM_OTHER)
     visits = tl.load(record + START), tl.load(record + COUNT), tl.load(record + NEAR), tl.load(record + FAR)
-    return rows[0], rows[1], rows[2], rows[3], tl.load(record + LOCAL), visits[0], visits[1], visits[2], visits[3]
+    place = tl.load(record + LOCAL), tl.load(record + PAD_ROW)
+    return rows[0], rows[1], rows[2], rows[3], place[0], place[1], visits[0], visits[1], visits[2], visits[3]
 
 
 @triton.jit
@@ -77,7 +78,7 @@ def rows_of(
 
 @triton.jit
 def product(a, b, acc, UPCAST: tl.constexpr):
-    """``acc + a @ b`` in float32. The CPU interpreter multiplies 16-bit operands wrongly, hence UPCAST."""
+    """``acc + a @ b``, or ``a @ b`` for None, in float32. The CPU interpreter multiplies 16-bit operands wrongly, hence UPCAST."""
     if UPCAST:
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, acc, input_precision="ieee")

@@ -76,7 +76,7 @@ def forward_kernel(
     item = tl.load(order_ptr + tl.program_id(0))
     head = item % HEADS
     tile = tile_record(tiles_ptr, item // HEADS)
-    first_row, own_rows, key_row, num_keys, local, start, count, near, far = tile
+    first_row, own_rows, key_row, num_keys, local, _, start, count, near, far = tile
 
     row = tl.arange(0, BLOCK_Q)
     is_row = row < own_rows
@@ -87,17 +87,16 @@ def forward_kernel(
     acc = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
     m = tl.full([BLOCK_Q], float("-inf"), tl.float32)
     l = tl.zeros([BLOCK_Q], tl.float32)
-    no_scores = tl.zeros([BLOCK_Q, BLOCK_K], tl.float32)
 
     for step in tl.range(0, near + far, num_stages=1):
         first_key = masked_visit(step, start, count, near, far, -1) * BLOCK_K
-        s = product(q, tl.trans(keys.load([first_key, 0])), no_scores, UPCAST)
+        s = product(q, tl.trans(keys.load([first_key, 0])), None, UPCAST)
         key = first_key + tl.arange(0, BLOCK_K)
         s = tl.where((key[None, :] >= lo[:, None]) & (key[None, :] < hi[:, None]), s, float("-inf"))
         acc, m, l = _softmax_step(acc, m, l, s, values.load([first_key, 0]), scale_log2, UPCAST)
     for step in tl.range(near + far, count):
         first_key = (start - (step - far)) * BLOCK_K
-        s = product(q, tl.trans(keys.load([first_key, 0])), no_scores, UPCAST)
+        s = product(q, tl.trans(keys.load([first_key, 0])), None, UPCAST)
         acc, m, l = _softmax_step(acc, m, l, s, values.load([first_key, 0]), scale_log2, UPCAST)
 
     rows = (first_row + row).to(tl.int64)

@@ -84,6 +84,16 @@ def pad_rows(ranges: KeyRanges) -> list[int]:
     return starts
 
 
+def pad_blocks(ranges: KeyRanges) -> NDArray[np.int32]:
+    """``[num_blocks, 3]``: first row, number of rows and first padded row of every run of up to PAD queries."""
+    blocks = [np.zeros((0, 3), np.int64)]
+    for span, pad in zip(ranges.spans, pad_rows(ranges), strict=True):
+        first = np.arange(0, span.num_queries, PAD)
+        num_rows = np.minimum(PAD, span.num_queries - first)
+        blocks.append(np.stack([span.q_start + first, num_rows, pad + first], axis=1))
+    return np.concatenate(blocks).astype(np.int32)
+
+
 def num_padded_rows(ranges: KeyRanges) -> int:
     """Rows of padded row statistics."""
     return sum(-(-span.num_queries // PAD) * PAD for span in ranges.spans)

@@ -66,7 +66,8 @@ def ast_source(kernel: Any, types: dict[str, str], constants: dict[str, Any]) ->
 def portable_kernels(head_dims: tuple[int, ...], dtypes: tuple[str, ...]) -> list[Compiled]:
     """The portable kernels for every head dim, dtype and mask kind."""
     from hetsched.kernels.attention.triton import shapes_for
-    from hetsched.kernels.attention.triton_backward import delta_kernel, dkv_kernel, dq_kernel
+    from hetsched.kernels.attention.rows import delta_kernel
+    from hetsched.kernels.attention.triton_backward import dkv_kernel, dq_kernel
     from hetsched.kernels.attention.triton_forward import forward_kernel
 
     results = []
@@ -98,7 +99,7 @@ def _portable_types(kernel: Any, constants: dict[str, Any], dtype: str) -> dict[
     types |= {name: "*fp32" if is_sum else f"*{dtype}" for name in ("out_ptr", "dq_ptr")}
     types |= {name: "*fp32" for name in ("lse_ptr", "delta_ptr")}
     types |= {name: "*i32" for name in ("lo_ptr", "hi_ptr", "seen_ptr", "tiles_ptr", "order_ptr")}
-    types |= {name: "i32" for name in ("num_rows", "total_keys", "q_stride", "k_stride", "v_stride")}
+    types |= {name: "i32" for name in ("num_rows", "padded_rows", "total_keys", "q_stride", "k_stride", "v_stride")}
     types |= {name: "fp32" for name in ("scale_log2", "scale")}
     return {name: kind for name, kind in types.items() if name in kernel.arg_names}
 
