@@ -46,7 +46,9 @@ def shapes_for(head_dim: int, element_bytes: int) -> Shapes:
         return Shapes(small, small, small)
     if head_dim > 128:
         return Shapes(
-            KernelShape(TileShape(64, 64), 8, 2), KernelShape(TileShape(16, 64), 8, 2), KernelShape(TileShape(64, 32), 8, 2)
+            KernelShape(TileShape(64, 64), 8, 2),
+            KernelShape(TileShape(16, 64), 8, 2),
+            KernelShape(TileShape(64, 32), 8, 2),
         )
     square = TileShape(64, 64)
     return Shapes(KernelShape(square, 4, 3), KernelShape(square, 4, 2), KernelShape(square, 4, 3))
