@@ -67,7 +67,8 @@ def _produce(
                 barrier = q.await_empty(loaded, BLOCK_Q * D * 2 + BLOCK_Q * 4)
                 load_box(q_desc, at, barrier, q.slot(loaded))
                 tma.async_copy_global_to_shared(lse_desc, [statistic], barrier, lse_slots.index(loaded % q.depth))
-                barrier = dout.await_empty(loaded, BLOCK_Q * D * 2 + BLOCK_Q * 4)
+                # consumers release both tiles at once, through q: every arrival costs them barriers
+                barrier = dout.announce(loaded, BLOCK_Q * D * 2 + BLOCK_Q * 4)
                 load_box(dout_desc, at, barrier, dout.slot(loaded))
                 tma.async_copy_global_to_shared(delta_desc, [statistic], barrier, delta_slots.index(loaded % q.depth))
                 loaded += 1
@@ -108,15 +109,13 @@ def _step(
         mbarrier.arrive(ds_full.index(i & 1), count=1)
     ds16 = gl.convert_layout(ds, LP)
     dk_token = warpgroup_mma(ds16, q_tile, dk, is_async=True)
-    dv, p16 = warpgroup_mma_wait(1, deps=[dv_token, p16])
-    dout.release(i)
     if WITH_DQ:
         LQ: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D // 2, 16])
         mbarrier.wait(ds_full.index(i & 1), (i >> 1) & 1)
         columns = k_tile.slice(c * (D // 2), D // 2, dim=1)
         no_dq = gl.zeros([BLOCK_Q, D // 2], gl.float32, LQ)
         dq_token = warpgroup_mma(ds_tile.permute((1, 0)), columns, no_dq, use_acc=False, is_async=True)
-        dk, ds16 = warpgroup_mma_wait(1, deps=[dk_token, ds16])
+        dv, p16, dk, ds16 = warpgroup_mma_wait(1, deps=[dv_token, p16, dk_token, ds16])
         q.release(i)
         dq = warpgroup_mma_wait(0, deps=[dq_token])
         tma.store_wait(0)
@@ -127,7 +126,7 @@ def _step(
         at = box(gl.load(record + OTHER_ROW), gl.load(record + NUM_OTHER), first, column)
         reduce_add(dq_desc, at, dq_slots.index(c).reshape(dq_desc.block_shape))
     else:
-        dk, ds16 = warpgroup_mma_wait(0, deps=[dk_token, ds16])
+        dv, p16, dk, ds16 = warpgroup_mma_wait(0, deps=[dv_token, p16, dk_token, ds16])
         q.release(i)
     return dk, dv
 

@@ -88,6 +88,11 @@ class Ring:
     def await_empty(self, i, num_bytes: gl.constexpr):
         """Producer: wait for entry ``i``'s slot and announce its bytes; returns the barrier they arrive at."""
         mbarrier.wait(self.empty.index(i % self.depth), ((i // self.depth) & 1) ^ 1)
+        return self.announce(i, num_bytes)
+
+    @gluon.jit
+    def announce(self, i, num_bytes: gl.constexpr):
+        """Producer: announce the bytes of entry ``i``, whose slot is known to be empty."""
         barrier = self.full.index(i % self.depth)
         mbarrier.expect(barrier, num_bytes)
         return barrier
