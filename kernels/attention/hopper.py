@@ -38,9 +38,9 @@ def forward(
         q, k, v = packed_heads(q_THD), packed_heads(k_SKD), packed_heads(v_SKD)
         # with a carry, rows go to float32 memory by pointer, and the descriptor only gives the type
         target = q if carry is not None else out
-        hopper_forward.forward_kernel[(table.counts.shape[0],)](
+        hopper_forward.forward_kernel[(table.workers.shape[0],)](
             *(_rows(q, 128), _rows(k, 128), _rows(v, 128), _rows(target, 64), out, lse, *task.bounds),
-            *(table.tiles, table.workers, table.counts, q.shape[0], table.workers.shape[1]),
+            *(table.tiles, table.workers, q.shape[0], table.workers.shape[1]),
             softmax_scale(q, scale) * _LOG2E,
             HEADS=task.num_heads,
             CARRY=carry is not None,
@@ -66,14 +66,15 @@ def backward(
     """As :func:`hetsched.kernels.attention.triton.backward`.
 
     Args:
-        is_deterministic: False computes dq in the dkv kernel and adds it in the order in which programs
-            arrive: five products a tile pair instead of seven, and repeats differ in the last bits.
+        is_deterministic: False allows dq to be computed in the dkv kernel and added in the order in which programs
+            arrive, where that is faster: five products a tile pair instead of seven, and repeats differ in the
+            last bits.
     """
     task.check(q_THD, k_SKD, v_SKD)
     q, k, v = packed_heads(q_THD), packed_heads(k_SKD), packed_heads(v_SKD)
     factor = softmax_scale(q, scale)
     inputs = (q, k, v, dout_THD.contiguous(), *padded_statistics(lse_HT, delta_HT, task, factor))
-    if is_deterministic:
+    if is_deterministic or not _is_fused_faster(q, task):
         dk, dv = _dkv(inputs, task, factor, dkv_dtype, None)
         return _dq(inputs, task, factor, dq_sum), dk, dv
     unscaled = torch.zeros(q.shape, dtype=torch.float32, device=q.device)
@@ -84,6 +85,13 @@ def backward(
             unscaled, dq, dq.numel(), factor, ACCUMULATE=dq_sum is not None, VALUES=4096
         )
     return dq, dk, dv
+
+
+def _is_fused_faster(q_THD: Tensor, task: AttentionTask) -> bool:
+    """Measured on H200: with head dim 64, GQA or short documents, dq on its own is as fast or faster."""
+    is_plain = task.ranges.kind != "ranges" and task.num_heads == task.num_kv_heads
+    longest = max((span.num_queries for span in task.ranges.spans), default=0)
+    return is_plain and q_THD.shape[-1] == 128 and longest >= 2048
 
 
 def _dkv(
@@ -100,10 +108,10 @@ def _dkv(
     dkv = make(2, *k.shape, dtype=dtype or k.dtype, device=k.device)
     if table.num_items:
         dq_rows = None if unscaled_dq is None else ragged_rows(unscaled_dq.flatten(1), 64, q.shape[-1] // 2)
-        hopper_backward.dkv_kernel[(table.counts.shape[0],)](
+        hopper_backward.dkv_kernel[(table.workers.shape[0],)](
             *(_rows(q, 64), _rows(dout, 64), _rows(k, 128), _rows(v, 128)),
             *(_flat_rows(lse), _flat_rows(delta), dq_rows, dkv),
-            *(task.seen_by, table.tiles, table.workers, table.counts, lse.shape[1]),
+            *(task.seen_by if task.ranges.kind == "ranges" else None, table.tiles, table.workers, lse.shape[1]),
             *(k.shape[0], table.workers.shape[1], factor * _LOG2E),
             KV_HEADS=task.num_kv_heads,
             WITH_DQ=unscaled_dq is not None,
@@ -117,9 +125,9 @@ def _dq(inputs: tuple[Tensor, ...], task: AttentionTask, factor: float, dq_sum: 
     table = task.table("queries", _DQ)
     dq = dq_sum if dq_sum is not None else fresh(q, q.dtype, table.is_complete)
     if table.num_items:
-        hopper_dq.dq_kernel[(table.counts.shape[0],)](
+        hopper_dq.dq_kernel[(table.workers.shape[0],)](
             *(_rows(q, 128), _rows(dout, 128), _rows(k, 128), _rows(v, 128), lse, delta, dq, *task.bounds),
-            *(table.tiles, table.workers, table.counts, lse.shape[1], table.workers.shape[1]),
+            *(table.tiles, table.workers, lse.shape[1], table.workers.shape[1]),
             *(factor * _LOG2E, factor),
             HEADS=task.num_heads,
             ACCUMULATE=dq_sum is not None,

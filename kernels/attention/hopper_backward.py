@@ -19,6 +19,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from hetsched.kernels.attention.hopper_support import (
+    CAUSAL,
     COUNT,
     FAR,
     LN2,
@@ -49,7 +50,8 @@ def _produce(
     padded_rows, GROUP: gl.constexpr, D: gl.constexpr,
 ):  # fmt: skip
     loaded = 0
-    for i in range(schedule.num_items):
+    i = 0
+    while schedule.has(i):
         kv_head, record = schedule.item(i)
         first_row, own_rows = gl.load(record + ROW), gl.load(record + NUM_ROWS)
         q_row, num_queries = gl.load(record + OTHER_ROW), gl.load(record + NUM_OTHER)
@@ -72,6 +74,7 @@ def _produce(
                 load_box(dout_desc, at, barrier, dout.slot(loaded))
                 tma.async_copy_global_to_shared(delta_desc, [statistic], barrier, delta_slots.index(loaded % q.depth))
                 loaded += 1
+        i += 1
 
 
 @gluon.jit
@@ -139,27 +142,34 @@ def _consume(
 ):  # fmt: skip
     LA: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
     used = 0
-    for i in range(schedule.num_items):
+    i = 0
+    while schedule.has(i):
         kv_head, record = schedule.item(i)
         dk = gl.zeros([HALF, D], gl.float32, LA)
         dv = gl.zeros([HALF, D], gl.float32, LA)
         k.await_full(i)
         v.await_full(i)
         k_tile, v_tile = k.slot(i), v.slot(i)
-        for j in range(GROUP * gl.load(record + COUNT)):
-            # what masks and dq need of the record is read again in every step: registers are what this kernel lacks
+        end = used + GROUP * gl.load(record + COUNT)
+        for t in range(used, end):
+            # what masks and dq need is read again in every step: registers are what this kernel lacks
             count = gl.load(record + COUNT)
-            member = j // count if GROUP > 1 else 0
-            step = j - member * count
-            is_masked = step < gl.load(record + NEAR)
+            step = t - end + GROUP * count
+            member = step // count if GROUP > 1 else 0
+            step -= member * count
+            if MASK == CAUSAL:
+                # the diagonal crosses this key tile's first two query tiles
+                is_masked = step < BLOCK_K // BLOCK_Q
+            else:
+                is_masked = step < gl.load(record + NEAR)
             if MASK == RANGES:
                 is_masked |= count - step <= gl.load(record + FAR)
             first = (gl.load(record + START) + step) * BLOCK_Q
             column = (kv_head * GROUP + member) * D + c * (D // 2)
-            dk, dv = _step(c, used, dk, dv, k_tile, v_tile, q, dout, lse_slots, delta_slots, ds_slots, ds_full,
+            dk, dv = _step(c, t, dk, dv, k_tile, v_tile, q, dout, lse_slots, delta_slots, ds_slots, ds_full,
                            dq_desc, dq_slots, record, seen_ptr, num_keys, first, column, is_masked,
                            scale_log2, D, MASK, WITH_DQ)  # fmt: skip
-            used += 1
+        used = end
         k.release(i)
         v.release(i)
         first_row, own_rows = gl.load(record + ROW), gl.load(record + NUM_ROWS)
@@ -171,6 +181,7 @@ def _consume(
             at = dkv_ptr + rows[:, None] * (schedule.heads * D) + columns[None, :]
             gradient = dk * (scale_log2 * LN2) if part == 0 else dv
             gl.store(at, gradient.to(dtype), mask=(row < own_rows)[:, None])
+        i += 1
     if WITH_DQ:
         tma.store_wait(0)
 
@@ -178,7 +189,7 @@ def _consume(
 @gluon.jit(do_not_specialize=["padded_rows", "num_keys", "width"])
 def dkv_kernel(
     q_desc, dout_desc, k_desc, v_desc, lse_desc, delta_desc, dq_desc, dkv_ptr, seen_ptr, tiles_ptr,
-    workers_ptr, counts_ptr, padded_rows, num_keys, width, scale_log2, KV_HEADS: gl.constexpr, GROUP: gl.constexpr,
+    workers_ptr, padded_rows, num_keys, width, scale_log2, KV_HEADS: gl.constexpr, GROUP: gl.constexpr,
     D: gl.constexpr, MASK: gl.constexpr, WITH_DQ: gl.constexpr,
 ):  # fmt: skip
     """dk and dv, ``[2, num_keys, KV_HEADS, D]``, of the dealt items; with WITH_DQ unscaled dq is added to float32 memory.
@@ -202,7 +213,7 @@ def dkv_kernel(
     for j in gl.static_range(2):
         mbarrier.init(ds_full.index(j), count=2)
     fence_async_shared()
-    schedule = schedule_of(workers_ptr, counts_ptr, tiles_ptr, width, KV_HEADS)
+    schedule = schedule_of(workers_ptr, tiles_ptr, width, KV_HEADS)
     gl.warp_specialize(
         [
             (_consume, (0, schedule, dq_desc, dkv_ptr, seen_ptr, q, dout, k, v, lse_slots, delta_slots,

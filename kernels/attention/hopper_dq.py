@@ -38,7 +38,8 @@ HALF = gl.constexpr(64)
 @gluon.jit
 def _produce(schedule, q_desc, dout_desc, k_desc, v_desc, q, dout, k, v, GROUP: gl.constexpr, D: gl.constexpr):
     loaded = 0
-    for i in range(schedule.num_items):
+    i = 0
+    while schedule.has(i):
         head, record = schedule.item(i)
         first_row, own_rows = gl.load(record + ROW), gl.load(record + NUM_ROWS)
         key_row, num_keys = gl.load(record + OTHER_ROW), gl.load(record + NUM_OTHER)
@@ -51,6 +52,7 @@ def _produce(schedule, q_desc, dout_desc, k_desc, v_desc, q, dout, k, v, GROUP: 
             load_box(k_desc, at, k.await_empty(loaded, BLOCK_K * D * 2), k.slot(loaded))
             load_box(v_desc, at, v.await_empty(loaded, BLOCK_K * D * 2), v.slot(loaded))
             loaded += 1
+        i += 1
 
 
 @gluon.jit
@@ -86,7 +88,8 @@ def _consume(
     LQ: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
     row = c * HALF + gl.arange(0, HALF, gl.SliceLayout(1, LS))
     used = 0
-    for i in range(schedule.num_items):
+    i = 0
+    while schedule.has(i):
         head, record = schedule.item(i)
         first_row, own_rows, local = gl.load(record + ROW), gl.load(record + NUM_ROWS), gl.load(record + LOCAL)
         start, count, num_keys = gl.load(record + START), gl.load(record + COUNT), gl.load(record + NUM_OTHER)
@@ -113,11 +116,12 @@ def _consume(
         if ACCUMULATE:
             dq += gl.load(dq_ptrs, mask=is_value, other=0.0)
         gl.store(dq_ptrs, dq.to(dq_ptr.dtype.element_ty), mask=is_value)
+        i += 1
 
 
 @gluon.jit(do_not_specialize=["padded_rows", "width"])
 def dq_kernel(
-    q_desc, dout_desc, k_desc, v_desc, lse_ptr, delta_ptr, dq_ptr, lo_ptr, hi_ptr, tiles_ptr, workers_ptr, counts_ptr,
+    q_desc, dout_desc, k_desc, v_desc, lse_ptr, delta_ptr, dq_ptr, lo_ptr, hi_ptr, tiles_ptr, workers_ptr,
     padded_rows, width, scale_log2, scale, HEADS: gl.constexpr, GROUP: gl.constexpr, D: gl.constexpr, MASK: gl.constexpr,
     ACCUMULATE: gl.constexpr,
 ):  # fmt: skip
@@ -133,7 +137,7 @@ def dq_kernel(
     k = make_ring(dtype, 2, (BLOCK_K, D), layout)
     v = make_ring(dtype, 2, (BLOCK_K, D), layout)
     fence_async_shared()
-    schedule = schedule_of(workers_ptr, counts_ptr, tiles_ptr, width, HEADS)
+    schedule = schedule_of(workers_ptr, tiles_ptr, width, HEADS)
     gl.warp_specialize(
         [
             (_consume, (0, schedule, lse_ptr, delta_ptr, dq_ptr, lo_ptr, hi_ptr, q, dout, k, v, padded_rows, scale_log2,

@@ -44,7 +44,8 @@ HALF = gl.constexpr(64)
 @gluon.jit
 def _produce(schedule, q_desc, k_desc, v_desc, q, k, v, GROUP: gl.constexpr, D: gl.constexpr, MASK: gl.constexpr):
     loaded = 0
-    for i in range(schedule.num_items):
+    i = 0
+    while schedule.has(i):
         head, record = schedule.item(i)
         first_row, own_rows = gl.load(record + ROW), gl.load(record + NUM_ROWS)
         key_row, num_keys = gl.load(record + OTHER_ROW), gl.load(record + NUM_OTHER)
@@ -59,10 +60,11 @@ def _produce(schedule, q_desc, k_desc, v_desc, q, k, v, GROUP: gl.constexpr, D: 
             load_box(k_desc, at, k.await_empty(loaded, BLOCK_K * D * 2), k.slot(loaded))
             load_box(v_desc, at, v.await_empty(loaded, BLOCK_K * D * 2), v.slot(loaded))
             loaded += 1
+        i += 1
 
 
 @gluon.jit
-def _soften(s, m, l, scale_log2, GUARD: gl.constexpr):
+def _soften(s, m, total, scale_log2, GUARD: gl.constexpr):
     """One online-softmax step: probabilities, new maxima and sums, and the factor that old sums shrink by."""
     new_m = gl.maximum(m, gl.max(s, 1) * scale_log2)
     base = new_m
@@ -71,7 +73,7 @@ def _soften(s, m, l, scale_log2, GUARD: gl.constexpr):
         base = gl.where(new_m == float("-inf"), 0.0, new_m)
     p = gl.exp2(s * scale_log2 - base[:, None])
     shrink = gl.exp2(m - base)
-    return p, new_m, l * shrink + gl.sum(p, 1), shrink
+    return p, new_m, total * shrink + gl.sum(p, 1), shrink
 
 
 @gluon.jit
@@ -81,7 +83,7 @@ def _hide(s, lo, hi, first_key, column):
 
 
 @gluon.jit
-def _advance(q, k, v, i, p, acc, m, l, scale_log2, lo, hi, first_key, column, MASKED: gl.constexpr):
+def _advance(q, k, v, i, p, acc, m, total, scale_log2, lo, hi, first_key, column, MASKED: gl.constexpr):
     """Scores of key tile ``i`` while the probabilities ``p`` of tile ``i - 1`` meet its values."""
     LO: gl.constexpr = acc.type.layout
     LS: gl.constexpr = column.type.layout.parent
@@ -94,7 +96,7 @@ def _advance(q, k, v, i, p, acc, m, l, scale_log2, lo, hi, first_key, column, MA
     k.release(i)
     if MASKED:
         s = _hide(s, lo, hi, first_key, column)
-    p32, m, l, shrink = _soften(s, m, l, scale_log2, MASKED)
+    p32, m, total, shrink = _soften(s, m, total, scale_log2, MASKED)
     acc, p = warpgroup_mma_wait(0, deps=[acc_token, p])
     v.release(i - 1)
     acc = acc * gl.convert_layout(shrink, gl.SliceLayout(1, LO))[:, None]
@@ -113,7 +115,8 @@ def _consume(
     column = gl.arange(0, BLOCK_K, gl.SliceLayout(0, LS))
     dtype: gl.constexpr = q.slots.dtype
     used = 0
-    for i in range(schedule.num_items):
+    i = 0
+    while schedule.has(i):
         head, record = schedule.item(i)
         first_row, own_rows, local = gl.load(record + ROW), gl.load(record + NUM_ROWS), gl.load(record + LOCAL)
         start, count, num_keys = gl.load(record + START), gl.load(record + COUNT), gl.load(record + NUM_OTHER)
@@ -128,8 +131,8 @@ def _consume(
         k.release(used)
         s = _hide(s, lo, hi, visit(0, start, count, near, far, -1, MASK) * BLOCK_K, column)
         m = gl.full([HALF], float("-inf"), gl.float32, gl.SliceLayout(1, LS))
-        l = gl.zeros([HALF], gl.float32, gl.SliceLayout(1, LS))
-        p32, m, l, shrink = _soften(s, m, l, scale_log2, MASK == RANGES)
+        total = gl.zeros([HALF], gl.float32, gl.SliceLayout(1, LS))
+        p32, m, total, shrink = _soften(s, m, total, scale_log2, MASK == RANGES)
         p = gl.convert_layout(p32.to(dtype), gl.DotOperandLayout(0, LO, 2))
         acc = gl.zeros([HALF, D], gl.float32, LO)
         masked = 1
@@ -137,27 +140,28 @@ def _consume(
             masked = gl.maximum(near + far, 1)
             for step in range(1, masked):
                 first_key = visit(step, start, count, near, far, -1, MASK) * BLOCK_K
-                p, acc, m, l = _advance(
-                    queries, k, v, used + step, p, acc, m, l, scale_log2, lo, hi, first_key, column, True
+                p, acc, m, total = _advance(
+                    queries, k, v, used + step, p, acc, m, total, scale_log2, lo, hi, first_key, column, True
                 )
         for step in range(masked, count):
-            p, acc, m, l = _advance(queries, k, v, used + step, p, acc, m, l, scale_log2, lo, hi, 0, column, False)
+            p, acc, m, total = _advance(queries, k, v, used + step, p, acc, m, total, scale_log2, lo, hi, 0, column, False)
         q.release(i)
         used += count
         v.await_full(used - 1)
         if CARRY:
-            _finish_carried(c, p, v, used - 1, acc, m, l, out_ptr, lse_ptr, head, first_row, own_rows, num_rows, row,
+            _finish_carried(c, p, v, used - 1, acc, m, total, out_ptr, lse_ptr, head, first_row, own_rows, num_rows, row,
                             schedule.heads, D)  # fmt: skip
         else:
             acc_token = warpgroup_mma(p, v.slot(used - 1), acc, is_async=True)
             acc, p = warpgroup_mma_wait(0, deps=[acc_token, p])
             v.release(used - 1)
             if MASK == RANGES:
-                l = gl.where(l > 0, l, 1.0)
-            acc = acc * (1.0 / gl.convert_layout(l, gl.SliceLayout(1, LO)))[:, None]
+                total = gl.where(total > 0, total, 1.0)
+            acc = acc * (1.0 / gl.convert_layout(total, gl.SliceLayout(1, LO)))[:, None]
             lse_ptrs = lse_ptr + head.to(gl.int64) * num_rows + first_row + row
-            gl.store(lse_ptrs, (m + gl.log2(l)) * LN2, mask=row < own_rows)
+            gl.store(lse_ptrs, (m + gl.log2(total)) * LN2, mask=row < own_rows)
             _store_box(c, out_desc, out_slots, acc.to(dtype), first_row, own_rows, head * D)
+        i += 1
     if not CARRY:
         tma.store_wait(0)
 
@@ -175,7 +179,7 @@ def _store_box(c: gl.constexpr, out_desc, out_slots, out, first_row, own_rows, c
 
 @gluon.jit
 def _finish_carried(
-    c: gl.constexpr, p, v, last, acc, m, l, out_ptr, lse_ptr, head, first_row, own_rows, num_rows, row,
+    c: gl.constexpr, p, v, last, acc, m, total, out_ptr, lse_ptr, head, first_row, own_rows, num_rows, row,
     HEADS: gl.constexpr, D: gl.constexpr,
 ):  # fmt: skip
     """Continue the carried (output, lse) by these keys. The carried rows load while the last product runs."""
@@ -193,16 +197,16 @@ def _finish_carried(
     new_m = gl.maximum(m, carried_m)
     base = gl.where(new_m == float("-inf"), 0.0, new_m)
     own, other = gl.exp2(m - base), gl.exp2(carried_m - base)
-    l = l * own + other
-    l = gl.where(l > 0, l, 1.0)
-    own, other = gl.convert_layout(own / l, gl.SliceLayout(1, LO)), gl.convert_layout(other / l, gl.SliceLayout(1, LO))
+    total = total * own + other
+    total = gl.where(total > 0, total, 1.0)
+    own, other = gl.convert_layout(own / total, gl.SliceLayout(1, LO)), gl.convert_layout(other / total, gl.SliceLayout(1, LO))
     gl.store(out_ptrs, acc * own[:, None] + carried * other[:, None], mask=is_value)
-    gl.store(lse_ptrs, (new_m + gl.log2(l)) * LN2, mask=is_row)
+    gl.store(lse_ptrs, (new_m + gl.log2(total)) * LN2, mask=is_row)
 
 
 @gluon.jit(do_not_specialize=["num_rows", "width"])
 def forward_kernel(
-    q_desc, k_desc, v_desc, out_desc, out_ptr, lse_ptr, lo_ptr, hi_ptr, tiles_ptr, workers_ptr, counts_ptr,
+    q_desc, k_desc, v_desc, out_desc, out_ptr, lse_ptr, lo_ptr, hi_ptr, tiles_ptr, workers_ptr,
     num_rows, width, scale_log2, HEADS: gl.constexpr, GROUP: gl.constexpr, D: gl.constexpr, MASK: gl.constexpr,
     CARRY: gl.constexpr,
 ):  # fmt: skip
@@ -217,7 +221,7 @@ def forward_kernel(
     v = make_ring(dtype, 2, (BLOCK_K, D), layout)
     out_slots = gl.allocate_shared_memory(dtype, [2, HALF, D], layout)
     fence_async_shared()
-    schedule = schedule_of(workers_ptr, counts_ptr, tiles_ptr, width, HEADS)
+    schedule = schedule_of(workers_ptr, tiles_ptr, width, HEADS)
     gl.warp_specialize(
         [
             (_consume, (0, schedule, out_desc, out_ptr, lse_ptr, lo_ptr, hi_ptr, q, k, v, out_slots, num_rows,

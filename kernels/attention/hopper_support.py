@@ -122,32 +122,34 @@ def make_ring(dtype: gl.constexpr, depth: gl.constexpr, shape: gl.constexpr, lay
 
 @aggregate
 class Schedule:
-    """The items dealt to this program, and the records of their tiles."""
+    """The items dealt to this program, how many and which, and the records of their tiles."""
 
     items: gl.tensor
-    num_items: gl.tensor
     tiles: gl.tensor
     heads: gl.constexpr
 
     @gluon.constexpr_function
-    def __init__(self, items, num_items, tiles, heads):  # type: ignore[no-untyped-def]
+    def __init__(self, items, tiles, heads):  # type: ignore[no-untyped-def]
         self.items = items
-        self.num_items = num_items
         self.tiles = tiles
         self.heads = gl.constexpr(heads)
 
     @gluon.jit
+    def has(self, i):
+        """Whether there is an item ``i``; read again every time, because registers are scarce."""
+        return i < gl.load(self.items)
+
+    @gluon.jit
     def item(self, i):
         """The head of item ``i`` and the address of its tile's record."""
-        item = gl.load(self.items + i)
+        item = gl.load(self.items + 1 + i)
         return item % self.heads, self.tiles + (item // self.heads) * NUM_COLUMNS
 
 
 @gluon.jit
-def schedule_of(workers_ptr, counts_ptr, tiles_ptr, width, HEADS: gl.constexpr):
+def schedule_of(workers_ptr, tiles_ptr, width, HEADS: gl.constexpr):
     """The schedule of this program."""
-    worker = gl.program_id(0)
-    return Schedule(workers_ptr + worker * width, gl.load(counts_ptr + worker), tiles_ptr, HEADS)
+    return Schedule(workers_ptr + gl.program_id(0) * width, tiles_ptr, HEADS)
 
 
 @gluon.jit

@@ -24,7 +24,6 @@ class DeviceTable:
     tiles: Tensor
     order: Tensor
     workers: Tensor
-    counts: Tensor
     num_items: int
     is_complete: bool
 
@@ -99,7 +98,5 @@ def _num_multiprocessors(device: torch.device) -> int:
 
 
 def _upload(table: WorkTable, device: torch.device) -> DeviceTable:
-    tiles, order, workers, counts = (
-        torch.from_numpy(array).to(device) for array in (table.tiles, table.order, table.workers, table.counts)
-    )
-    return DeviceTable(tiles, order, workers, counts, len(table.order), table.is_complete)
+    tiles, order, workers = (torch.from_numpy(x).to(device) for x in (table.tiles, table.order, table.workers))
+    return DeviceTable(tiles, order, workers, len(table.order), table.is_complete)

@@ -21,26 +21,26 @@ from hetsched.kernels.attention.triton_common import (
 
 
 @triton.jit
-def _softmax_step(acc, m, l, s, v, scale_log2, UPCAST: tl.constexpr):
+def _softmax_step(acc, m, total, s, v, scale_log2, UPCAST: tl.constexpr):
     new_m = tl.maximum(m, tl.max(s, 1) * scale_log2)
     # a row that has seen no key yet keeps m = -inf, and its exponents must not become -inf - (-inf)
     base = tl.where(new_m == float("-inf"), 0.0, new_m)
     p = tl.math.exp2(s * scale_log2 - base[:, None])
     shrink = tl.math.exp2(m - base)
-    l = l * shrink + tl.sum(p, 1)
+    total = total * shrink + tl.sum(p, 1)
     acc = product(p.to(v.dtype), v, acc * shrink[:, None], UPCAST)
     return acc, new_m, l
 
 
 @triton.jit
-def _carry_in(acc, m, l, out_ptr, lse_ptr, is_row, is_value):
-    """Merge the (output, lse) over other keys into the softmax state; leaves acc normalized by the returned l = 1."""
+def _carry_in(acc, m, total, out_ptr, lse_ptr, is_row, is_value):
+    """Merge the (output, lse) over other keys into the softmax state; leaves acc normalized by the returned total = 1."""
     carried = tl.load(out_ptr, mask=is_value, other=0.0)
     carried_m = tl.load(lse_ptr, mask=is_row, other=float("-inf")) * LOG2E
     new_m = tl.maximum(m, carried_m)
     base = tl.where(new_m == float("-inf"), 0.0, new_m)
     own, other = tl.math.exp2(m - base), tl.math.exp2(carried_m - base)
-    return acc * own[:, None] + carried * other[:, None], new_m, l * own + other
+    return acc * own[:, None] + carried * other[:, None], new_m, total * own + other
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -86,18 +86,18 @@ def forward_kernel(
     values = rows_of(v_ptr, key_row, num_keys, v_stride, head // GROUP * D, D, BLOCK_K, BLOCK_D)
     acc = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
     m = tl.full([BLOCK_Q], float("-inf"), tl.float32)
-    l = tl.zeros([BLOCK_Q], tl.float32)
+    total = tl.zeros([BLOCK_Q], tl.float32)
 
     for step in tl.range(0, near + far, num_stages=1):
         first_key = masked_visit(step, start, count, near, far, -1) * BLOCK_K
         s = product(q, tl.trans(keys.load([first_key, 0])), None, UPCAST)
         key = first_key + tl.arange(0, BLOCK_K)
         s = tl.where((key[None, :] >= lo[:, None]) & (key[None, :] < hi[:, None]), s, float("-inf"))
-        acc, m, l = _softmax_step(acc, m, l, s, values.load([first_key, 0]), scale_log2, UPCAST)
+        acc, m, total = _softmax_step(acc, m, total, s, values.load([first_key, 0]), scale_log2, UPCAST)
     for step in tl.range(near + far, count):
         first_key = (start - (step - far)) * BLOCK_K
         s = product(q, tl.trans(keys.load([first_key, 0])), None, UPCAST)
-        acc, m, l = _softmax_step(acc, m, l, s, values.load([first_key, 0]), scale_log2, UPCAST)
+        acc, m, total = _softmax_step(acc, m, total, s, values.load([first_key, 0]), scale_log2, UPCAST)
 
     rows = (first_row + row).to(tl.int64)
     column = tl.arange(0, BLOCK_D)
@@ -105,8 +105,8 @@ def forward_kernel(
     lse_ptrs = lse_ptr + head.to(tl.int64) * num_rows + rows
     is_value = is_row[:, None] & (column < D)[None, :]
     if CARRY:
-        acc, m, l = _carry_in(acc, m, l, out_ptrs, lse_ptrs, is_row, is_value)
-    l = tl.where(l > 0, l, 1.0)
-    out = acc / l[:, None]
+        acc, m, total = _carry_in(acc, m, total, out_ptrs, lse_ptrs, is_row, is_value)
+    total = tl.where(total > 0, total, 1.0)
+    out = acc / total[:, None]
     tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=is_value)
-    tl.store(lse_ptrs, (m + tl.math.log2(l)) * LN2, mask=is_row)
+    tl.store(lse_ptrs, (m + tl.math.log2(total)) * LN2, mask=is_row)

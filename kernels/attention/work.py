@@ -36,15 +36,14 @@ class WorkTable:
     Args:
         tiles: int32 ``[num_tiles, NUM_COLUMNS]``.
         order: int32 ``[num_items]``, ``tile * num_heads + head``, in the order in which to start them.
-        workers: int32 ``[num_workers, most_items]``, the same items dealt to persistent programs, -1 after the last.
-        counts: int32 ``[num_workers]``.
+        workers: int32 ``[num_workers, 1 + most_items]``, the same items dealt to persistent programs: how many, then
+            which.
         is_complete: every row of the owning side lies in a tile with work, so that every output row is written.
     """
 
     tiles: NDArray[np.int32]
     order: NDArray[np.int32]
     workers: NDArray[np.int32]
-    counts: NDArray[np.int32]
     is_complete: bool
 
 
@@ -181,9 +180,8 @@ def _table(per_span: list[NDArray[np.int64]], num_rows: int, num_heads: int, num
     tiles = np.concatenate([np.zeros((0, NUM_COLUMNS), np.int64), *per_span])
     document = np.repeat(np.arange(len(per_span)), [len(rows) for rows in per_span])
     order, cost = _order(tiles, document, num_heads, num_workers)
-    workers, counts = _deal(order, cost, num_workers)
     covered = int(tiles[tiles[:, COUNT] > 0, NUM_ROWS].sum())
-    return WorkTable(tiles.astype(np.int32), order, workers, counts, covered == num_rows)
+    return WorkTable(tiles.astype(np.int32), order, _deal(order, cost, num_workers), covered == num_rows)
 
 
 def _order(
@@ -206,9 +204,7 @@ def _order(
     return items.ravel()[sequence].astype(np.int32), cost.ravel()[sequence]
 
 
-def _deal(
-    order: NDArray[np.int32], cost: NDArray[np.float64], num_workers: int
-) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+def _deal(order: NDArray[np.int32], cost: NDArray[np.float64], num_workers: int) -> NDArray[np.int32]:
     """Deal the items, in order, each to the worker that is free first."""
     heap = [(0.0, worker) for worker in range(num_workers)]
     hands: list[list[int]] = [[] for _ in range(num_workers)]
@@ -216,7 +212,7 @@ def _deal(
         time, worker = heap[0]
         hands[worker].append(item)
         heapq.heapreplace(heap, (time + price, worker))
-    workers = np.full((num_workers, max(map(len, hands))), -1, np.int32)
+    workers = np.zeros((num_workers, 1 + max(map(len, hands))), np.int32)
     for worker, hand in enumerate(hands):
-        workers[worker, : len(hand)] = hand
-    return workers, np.asarray([len(hand) for hand in hands], np.int32)
+        workers[worker, : 1 + len(hand)] = [len(hand), *hand]
+    return workers
