@@ -101,7 +101,7 @@ def _advance(q, k, v, i, p, acc, m, total, scale_log2, lo, hi, first_key, column
     v.release(i - 1)
     acc = acc * gl.convert_layout(shrink, gl.SliceLayout(1, LO))[:, None]
     p = gl.convert_layout(p32.to(p.dtype), gl.DotOperandLayout(0, LO, 2))
-    return p, acc, m, l
+    return p, acc, m, total
 
 
 @gluon.jit

@@ -29,7 +29,7 @@ def _softmax_step(acc, m, total, s, v, scale_log2, UPCAST: tl.constexpr):
     shrink = tl.math.exp2(m - base)
     total = total * shrink + tl.sum(p, 1)
     acc = product(p.to(v.dtype), v, acc * shrink[:, None], UPCAST)
-    return acc, new_m, l
+    return acc, new_m, total
 
 
 @triton.jit
