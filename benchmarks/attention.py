@@ -2,10 +2,11 @@
 
     python -m benchmarks.attention --json attention.json
 
-Variants take turns on a hot GPU, a few launches each, so that all see the same temperature; medians with 20th and 80th percentiles
-over all launches. TFLOP/s count 4 * D * pairs per head forward, 2.5 times that backward, pairs being the (query, key)
-pairs that the mask lets through. A backward includes everything after the output's gradient: delta, zeroing, casts. Errors
-against float64 are measured first, and a case whose errors are too large reports no speed.
+Variants take turns on a hot GPU, a few launches each, so that all see the same temperature; medians with
+20th and 80th percentiles over all launches. TFLOP/s count 4 * D * pairs per head forward, 2.5 times that backward,
+pairs being the (query, key) pairs that the mask lets through. A backward includes everything after the output's
+gradient: delta, zeroing, casts. Errors against float64 are measured first, and a case whose errors are too large
+reports no speed.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import triton
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
 
 from hetsched.kernels.attention import attend, naive
 from hetsched.kernels.attention.backends import Backend
@@ -101,9 +102,9 @@ class Problem:
             packed_ranges(case.lengths), num_heads=heads, num_kv_heads=kv_heads, device=torch.device("cuda", 0)
         )
 
-    def batched(self, x_THD: Tensor) -> Tensor:
+    def batched(self, rows: Tensor) -> Tensor:
         """``[batch, heads, length, D]`` of equal documents, with key heads repeated for the query heads."""
-        x = x_THD.repeat_interleave(self.case.num_heads // x_THD.shape[1], dim=1)
+        x = rows.repeat_interleave(self.case.num_heads // rows.shape[1], dim=1)
         return x.unflatten(0, (len(self.case.lengths), -1)).transpose(1, 2)
 
 
@@ -130,10 +131,10 @@ def sdpa(problem: Problem, kind: SDPBackend) -> tuple[Launch, Launch]:
 
     def forward() -> Tensor:
         with torch.no_grad(), sdpa_kernel(kind):
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            return scaled_dot_product_attention(q, k, v, is_causal=True)
 
     with sdpa_kernel(kind):
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        out = scaled_dot_product_attention(q, k, v, is_causal=True)
     return forward, lambda: torch.autograd.grad(out, (q, k, v), dout, retain_graph=True)
 
 

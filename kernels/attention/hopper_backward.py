@@ -83,7 +83,7 @@ def _step(
     record, seen_ptr, num_keys, first, column, is_masked, scale_log2, D: gl.constexpr, MASK: gl.constexpr,
     WITH_DQ: gl.constexpr,
 ):  # fmt: skip
-    """Add query tile ``i``, the document's rows from ``first`` on, to dk and dv, and with WITH_DQ its dq to global memory."""
+    """Add query tile ``i``, the document's rows from ``first`` on, to dk and dv; with WITH_DQ, also its dq."""
     LS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_Q, 16])
     LP: gl.constexpr = gl.DotOperandLayout(0, dk.type.layout, 2)
     dtype: gl.constexpr = q.slots.dtype
@@ -157,11 +157,8 @@ def _consume(
             step = t - end + GROUP * count
             member = step // count if GROUP > 1 else 0
             step -= member * count
-            if MASK == CAUSAL:
-                # the diagonal crosses this key tile's first two query tiles
-                is_masked = step < BLOCK_K // BLOCK_Q
-            else:
-                is_masked = step < gl.load(record + NEAR)
+            # a causal diagonal crosses the key tile's first two query tiles
+            is_masked = step < (BLOCK_K // BLOCK_Q if MASK == CAUSAL else gl.load(record + NEAR))
             if MASK == RANGES:
                 is_masked |= count - step <= gl.load(record + FAR)
             first = (gl.load(record + START) + step) * BLOCK_Q
@@ -192,7 +189,7 @@ def dkv_kernel(
     workers_ptr, padded_rows, num_keys, width, scale_log2, KV_HEADS: gl.constexpr, GROUP: gl.constexpr,
     D: gl.constexpr, MASK: gl.constexpr, WITH_DQ: gl.constexpr,
 ):  # fmt: skip
-    """dk and dv, ``[2, num_keys, KV_HEADS, D]``, of the dealt items; with WITH_DQ unscaled dq is added to float32 memory.
+    """dk and dv, ``[2, num_keys, KV_HEADS, D]``, of the dealt items; WITH_DQ adds unscaled dq to float32 memory.
 
     q, dout, k, v and dq are reached by ragged descriptors of ``[rows, heads * D]``; lse and delta hold
     -lse / scale and -delta, ``[heads, padded_rows]``, with -inf and 0 where there is no query.

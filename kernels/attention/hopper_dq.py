@@ -1,7 +1,7 @@
 """dq for Hopper in Gluon, in a fixed order: persistent programs over dealt (query tile, head) items.
 
-The deterministic half that :mod:`hopper_backward` leaves out without WITH_DQ. A producer warp streams key and value tiles;
-two consumer warpgroups own 64 query rows each and keep their dq in registers.
+The half that :mod:`hopper_backward` leaves out without WITH_DQ. A producer warp streams key and value tiles; two
+consumer warpgroups own 64 query rows each and keep their dq in registers.
 """
 
 from triton.experimental import gluon
@@ -81,8 +81,8 @@ def _step(i, dq, queries, gradients, k, v, lse, delta, lo, hi, first_key, is_mas
 
 @gluon.jit
 def _consume(
-    c: gl.constexpr, schedule, lse_ptr, delta_ptr, dq_ptr, lo_ptr, hi_ptr, q, dout, k, v, padded_rows, scale_log2, scale,
-    D: gl.constexpr, MASK: gl.constexpr, ACCUMULATE: gl.constexpr,
+    c: gl.constexpr, schedule, lse_ptr, delta_ptr, dq_ptr, lo_ptr, hi_ptr, q, dout, k, v, padded_rows, scale_log2,
+    scale, D: gl.constexpr, MASK: gl.constexpr, ACCUMULATE: gl.constexpr,
 ):  # fmt: skip
     LS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_K, 16])
     LQ: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
@@ -122,8 +122,8 @@ def _consume(
 @gluon.jit(do_not_specialize=["padded_rows", "width"])
 def dq_kernel(
     q_desc, dout_desc, k_desc, v_desc, lse_ptr, delta_ptr, dq_ptr, lo_ptr, hi_ptr, tiles_ptr, workers_ptr,
-    padded_rows, width, scale_log2, scale, HEADS: gl.constexpr, GROUP: gl.constexpr, D: gl.constexpr, MASK: gl.constexpr,
-    ACCUMULATE: gl.constexpr,
+    padded_rows, width, scale_log2, scale, HEADS: gl.constexpr, GROUP: gl.constexpr, D: gl.constexpr,
+    MASK: gl.constexpr, ACCUMULATE: gl.constexpr,
 ):  # fmt: skip
     """dq ``[rows, HEADS, D]`` of the dealt items; with ACCUMULATE added to what is there.
 

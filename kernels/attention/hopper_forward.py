@@ -132,7 +132,7 @@ def _consume(
         s = _hide(s, lo, hi, visit(0, start, count, near, far, -1, MASK) * BLOCK_K, column)
         m = gl.full([HALF], float("-inf"), gl.float32, gl.SliceLayout(1, LS))
         total = gl.zeros([HALF], gl.float32, gl.SliceLayout(1, LS))
-        p32, m, total, shrink = _soften(s, m, total, scale_log2, MASK == RANGES)
+        p32, m, total, _ = _soften(s, m, total, scale_log2, MASK == RANGES)
         p = gl.convert_layout(p32.to(dtype), gl.DotOperandLayout(0, LO, 2))
         acc = gl.zeros([HALF, D], gl.float32, LO)
         masked = 1
@@ -144,13 +144,15 @@ def _consume(
                     queries, k, v, used + step, p, acc, m, total, scale_log2, lo, hi, first_key, column, True
                 )
         for step in range(masked, count):
-            p, acc, m, total = _advance(queries, k, v, used + step, p, acc, m, total, scale_log2, lo, hi, 0, column, False)
+            p, acc, m, total = _advance(
+                queries, k, v, used + step, p, acc, m, total, scale_log2, lo, hi, 0, column, False
+            )
         q.release(i)
         used += count
         v.await_full(used - 1)
         if CARRY:
-            _finish_carried(c, p, v, used - 1, acc, m, total, out_ptr, lse_ptr, head, first_row, own_rows, num_rows, row,
-                            schedule.heads, D)  # fmt: skip
+            _finish_carried(c, p, v, used - 1, acc, m, total, out_ptr, lse_ptr, head, first_row, own_rows, num_rows,
+                            row, schedule.heads, D)  # fmt: skip
         else:
             acc_token = warpgroup_mma(p, v.slot(used - 1), acc, is_async=True)
             acc, p = warpgroup_mma_wait(0, deps=[acc_token, p])
@@ -199,7 +201,10 @@ def _finish_carried(
     own, other = gl.exp2(m - base), gl.exp2(carried_m - base)
     total = total * own + other
     total = gl.where(total > 0, total, 1.0)
-    own, other = gl.convert_layout(own / total, gl.SliceLayout(1, LO)), gl.convert_layout(other / total, gl.SliceLayout(1, LO))
+    own, other = (
+        gl.convert_layout(own / total, gl.SliceLayout(1, LO)),
+        gl.convert_layout(other / total, gl.SliceLayout(1, LO)),
+    )
     gl.store(out_ptrs, acc * own[:, None] + carried * other[:, None], mask=is_value)
     gl.store(lse_ptrs, (new_m + gl.log2(total)) * LN2, mask=is_row)
 

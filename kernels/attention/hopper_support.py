@@ -157,11 +157,9 @@ def visit(step, start, count, near, far, STEP: gl.constexpr, MASK: gl.constexpr)
     """Index of the tile visited at a step: masked ones from the near end, then from the far end, then the rest."""
     tile = start + STEP * step
     if MASK == RANGES:
-        if step >= near:
-            if step < near + far:
-                tile = start + STEP * (count - 1 - (step - near))
-            else:
-                tile = start + STEP * (step - far)
+        from_far = start + STEP * (count - 1 - (step - near))
+        later = gl.where(step < near + far, from_far, tile - STEP * far)
+        tile = gl.where(step < near, tile, later)
     return tile
 
 
@@ -176,10 +174,7 @@ def query_bounds(lo_ptr, hi_ptr, first_row, own_rows, local, row, num_keys, MASK
         hi = gl.load(hi_ptr + first_row + row, mask=row < own_rows, other=0)
     else:
         lo = row * 0
-        if MASK == CAUSAL:
-            hi = local + row + 1
-        else:
-            hi = row * 0 + num_keys
+        hi = local + row + 1 if MASK == CAUSAL else lo + num_keys
     return lo, hi
 
 

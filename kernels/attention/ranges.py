@@ -7,6 +7,7 @@ back from one row to the next. The kernels and the work tables know nothing else
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -162,6 +163,6 @@ def _check(
     for block in ordered:
         if not (0 <= block.document < len(query_positions) and 0 <= block.start < block.stop):
             raise ValueError(f"{block} is empty or names no document of {len(query_positions)}")
-    for first, second in zip(ordered, ordered[1:], strict=False):
+    for first, second in itertools.pairwise(ordered):
         if first.document == second.document and first.stop > second.start:
             raise ValueError(f"{first} and {second} overlap; merge them")

@@ -205,7 +205,7 @@ def _constants(q_THD: Tensor, task: AttentionTask, shape: KernelShape) -> dict[s
 
 
 def packed_heads(x_THD: Tensor) -> Tensor:
-    """The tensor itself if heads and D are contiguous and rows 16-byte aligned, as in a slice of a fused QKV; else a copy."""
+    """The tensor itself, or a copy unless heads and D are contiguous and rows 16-byte aligned, as in a fused QKV."""
     _, _, head_dim = x_THD.shape
     is_packed = x_THD.stride(2) == 1 and x_THD.stride(1) == head_dim and x_THD.stride(0) >= x_THD.shape[1] * head_dim
     is_aligned = x_THD.stride(0) * x_THD.element_size() % 16 == 0 and x_THD.data_ptr() % 16 == 0

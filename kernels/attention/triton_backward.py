@@ -62,7 +62,7 @@ def dkv_kernel(
     MASK: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """dk and dv ``[total_keys, HEADS / GROUP, D]`` of one key tile and key head, summed over the query heads of its group."""
+    """dk and dv ``[total_keys, HEADS / GROUP, D]`` of one key tile and key head, summed over its query heads."""
     item = tl.load(order_ptr + tl.program_id(0))
     KV_HEADS: tl.constexpr = HEADS // GROUP
     kv_head = item % KV_HEADS
@@ -76,8 +76,8 @@ def dkv_kernel(
     key, query = tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_Q)
     is_key = key < own_rows
     seen_first, seen_stop = key_bounds(seen_ptr, total_keys, first_row + key, local + key, is_key, num_queries, MASK)
-    # one descriptor for all heads of the group. Where BLOCK_D exceeds D it also reads columns of the next head, which meet
-    # zeros of k and v, or end in columns that are not stored
+    # one descriptor for all heads of the group. Where BLOCK_D exceeds D it also reads columns of the next head, which
+    # meet zeros of k and v, or end in columns that are not stored
     WIDTH: tl.constexpr = GROUP * D
     queries = rows_of(q_ptr, q_row, num_queries, q_stride, kv_head * WIDTH, WIDTH, BLOCK_Q, BLOCK_D)
     gradients = rows_of(dout_ptr, q_row, num_queries, HEADS * D, kv_head * WIDTH, WIDTH, BLOCK_Q, BLOCK_D)

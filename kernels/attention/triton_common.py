@@ -43,10 +43,7 @@ def query_bounds(lo_ptr, hi_ptr, rows, local, is_row, num_keys, MASK: tl.constex
         hi = tl.load(hi_ptr + rows, mask=is_row, other=0)
     else:
         lo = tl.zeros_like(local)
-        if MASK == CAUSAL:
-            hi = tl.where(is_row, local + 1, 0)
-        else:
-            hi = tl.where(is_row, num_keys, 0)
+        hi = tl.where(is_row, local + 1 if MASK == CAUSAL else num_keys, 0)
     return lo, hi
 
 
@@ -78,7 +75,10 @@ def rows_of(
 
 @triton.jit
 def product(a, b, acc, UPCAST: tl.constexpr):
-    """``acc + a @ b``, or ``a @ b`` for None, in float32. The CPU interpreter multiplies 16-bit operands wrongly, hence UPCAST."""
+    """``acc + a @ b``, or ``a @ b`` for None, in float32.
+
+    UPCAST is for the CPU interpreter, which multiplies 16-bit operands wrongly.
+    """
     if UPCAST:
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, acc, input_precision="ieee")

@@ -1,7 +1,8 @@
 """Portable Triton forward: one program per (query tile, head), longest first.
 
-Online softmax over key tiles with rows' maxima and sums in registers (FlashAttention-2, arXiv 2307.08691, section 3.1). Tensor
-descriptors bound to a document keep tiles from reaching into the next one; they are TMA where there is hardware.
+Online softmax over key tiles with rows' maxima and sums in registers (FlashAttention-2, arXiv 2307.08691, section
+3.1). Tensor descriptors bound to a document keep tiles from reaching into the next one; they are TMA where there is
+hardware.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def _softmax_step(acc, m, total, s, v, scale_log2, UPCAST: tl.constexpr):
 
 @triton.jit
 def _carry_in(acc, m, total, out_ptr, lse_ptr, is_row, is_value):
-    """Merge the (output, lse) over other keys into the softmax state; leaves acc normalized by the returned total = 1."""
+    """Merge the (output, lse) over other keys into the softmax state."""
     carried = tl.load(out_ptr, mask=is_value, other=0.0)
     carried_m = tl.load(lse_ptr, mask=is_row, other=float("-inf")) * LOG2E
     new_m = tl.maximum(m, carried_m)

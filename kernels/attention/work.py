@@ -2,9 +2,9 @@
 
 A *tile* is a run of rows of one document on the side that a program owns (queries in the forward and dq
 kernels, keys in the dkv kernel). Its record says which tiles of the other side it meets. Tiles at the two ends of
-that run may be partly hidden by the mask: they are visited first, so that the long loop has no mask. An *item* is a (tile,
-head) pair. Items of the same document and head follow each other by about one wave of programs, so that they find each
-other's keys in the L2 cache; inside a wave, and over the last few waves, the longest go first.
+that run may be partly hidden by the mask: they are visited first, so that the long loop has no mask. An *item* is a
+(tile, head) pair. Items of the same document and head follow each other by about one wave of programs, so that they
+find each other's keys in the L2 cache; inside a wave, and over the last few waves, the longest go first.
 """
 
 from __future__ import annotations
@@ -128,7 +128,8 @@ def _key_tiles(span: Span, ranges: KeyRanges, shape: TileShape, pad: int) -> NDA
     lo, hi = ranges.lo[rows].astype(np.int64), ranges.hi[rows].astype(np.int64)
     first = np.arange(0, span.num_keys, shape.keys)
     last = np.minimum(first + shape.keys, span.num_keys) - 1
-    # queries that see some key of the tile: hi > first and lo <= last; those that see a whole tile: lo <= first, hi > end
+    # queries that see some key of the tile have hi > first and lo <= last, those that see all of a whole tile
+    # lo <= first and hi >= first + keys
     begin, end = np.searchsorted(hi, first, side="right"), np.searchsorted(lo, last, side="right")
     whole_begin = np.searchsorted(hi, first + shape.keys, side="left")
     whole_end = np.searchsorted(lo, first, side="right")
@@ -163,7 +164,7 @@ def _visits(
     free_end: NDArray[np.int64],
     is_descending: bool,
 ) -> None:
-    """Fill START, COUNT, NEAR and FAR for tiles of the other side ``[begin, end)`` of which the free ones need no mask."""
+    """Fill START, COUNT, NEAR and FAR for tiles ``[begin, end)`` of the other side; the free ones need no mask."""
     free_begin, free_end = np.clip(free_begin, begin, end), np.clip(free_end, begin, end)
     has_free = free_end > free_begin
     below = np.where(has_free, free_begin - begin, 0)

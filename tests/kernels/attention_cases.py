@@ -68,7 +68,8 @@ def task_of(case: Case, ranges: KeyRanges, device: torch.device) -> AttentionTas
 
 def relative(got: Tensor, expected: Tensor, *, floor: float = 1e-30) -> float:
     """Error over the norm, or over ``floor`` if that is larger; infinite for NaN, so that it never passes."""
-    error = float((got.double() - expected.double()).norm() / expected.double().norm().clamp_min(floor))
+    got, expected = got.detach().double(), expected.detach().double()
+    error = float((got - expected).norm() / expected.norm().clamp_min(floor))
     return error if error == error else float("inf")
 
 
@@ -96,7 +97,7 @@ def check(case: Case, backend: Backend, *, device: str = "cpu", seed: int = 0, i
     assert relative(got_out, out) < tolerance, case
     assert lse_error(got_lse, lse) < 1e-4, case
     # a gradient can vanish, as that of scores does in a window of 1: the output's gradient gives the size then
-    floor = 0.1 * float(truth.dout.norm())
+    floor = max(1e-30, 0.1 * float(truth.dout.norm()))
     for name, mine, expected in zip(("dq", "dk", "dv"), got, gradients, strict=True):
         assert relative(mine, expected, floor=floor) < 1.5 * tolerance, (name, case)
 
