@@ -105,7 +105,8 @@ class Problem:
     def batched(self, rows: Tensor) -> Tensor:
         """``[batch, heads, length, D]`` of equal documents, with key heads repeated for the query heads."""
         x = rows.repeat_interleave(self.case.num_heads // rows.shape[1], dim=1)
-        return x.unflatten(0, (len(self.case.lengths), -1)).transpose(1, 2)
+        batch = len(self.case.lengths)
+        return x.view(batch, len(x) // batch, *x.shape[1:]).transpose(1, 2)
 
 
 def own(problem: Problem, backend: Backend, is_deterministic: bool) -> tuple[Launch, Launch]:
@@ -148,7 +149,8 @@ def varlen(problem: Problem) -> tuple[Launch, Launch]:
 
     def call() -> Tensor:
         bounds = (p.cu_seqlens, p.cu_seqlens, p.max_seqlen, p.max_seqlen)
-        result: Tensor = varlen_attn(q, k, v, *bounds, window_size=(-1, 0))
+        result = varlen_attn(q, k, v, *bounds, window_size=(-1, 0))
+        assert isinstance(result, Tensor)
         return result
 
     def forward() -> Tensor:
@@ -217,12 +219,16 @@ def _relative(got: Tensor, expected: Tensor) -> float:
     return float((got.double() - expected).norm() / expected.norm())
 
 
+def _event() -> Any:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+
 def time_in_turns(launches: dict[str, Launch], *, rounds: int, repeats: int) -> dict[str, list[float]]:
     """Milliseconds of each launch: every round gives each variant a few launches, of which the first is dropped."""
     times: dict[str, list[float]] = {name: [] for name in launches}
     for turn in range(rounds + 1):
         for name, launch in launches.items():
-            events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
+            events = [(_event(), _event()) for _ in range(repeats)]
             for start, end in events:
                 start.record()
                 launch()

@@ -65,7 +65,8 @@ def forward_step(
     if chosen == "naive":
         task.check(q_THD, k_SKD, v_SKD)
         return naive.forward(q_THD, k_SKD, v_SKD, task.ranges, scale=scale, carry=carry)
-    return _kernels(chosen).forward(q_THD, k_SKD, v_SKD, task, scale=scale, carry=carry)
+    result: tuple[Tensor, Tensor] = _kernels(chosen).forward(q_THD, k_SKD, v_SKD, task, scale=scale, carry=carry)
+    return result
 
 
 def backward_step(
@@ -102,14 +103,17 @@ def backward_step(
         return dq.to(q_THD.dtype) if dq_sum is None else dq_sum.add_(dq), dk.to(kv_dtype), dv.to(kv_dtype)
     options: dict[str, Any] = {} if chosen == "triton" else {"is_deterministic": is_deterministic}
     inputs = (dout_THD, q_THD, k_SKD, v_SKD, *statistics)
-    return _kernels(chosen).backward(*inputs, task=task, scale=scale, dq_sum=dq_sum, dkv_dtype=dkv_dtype, **options)
+    options |= {"task": task, "scale": scale, "dq_sum": dq_sum, "dkv_dtype": dkv_dtype}
+    result: tuple[Tensor, Tensor, Tensor] = _kernels(chosen).backward(*inputs, **options)
+    return result
 
 
 def row_delta(out_THD: Tensor, dout_THD: Tensor, *, backend: Backend | None = None) -> Tensor:
     """``[H, T]``: the row sums of output times its gradient, in float32 (float64 for float64)."""
     if choose(out_THD, forced=backend) == "naive":
         return naive.delta(out_THD, dout_THD)
-    return _kernels("triton").delta(out_THD, dout_THD)
+    result: Tensor = _kernels("triton").delta(out_THD, dout_THD)
+    return result
 
 
 def _kernels(backend: Backend) -> Any:

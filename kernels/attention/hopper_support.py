@@ -57,7 +57,7 @@ def load_box(descriptor, at, barrier, slot):
 
 
 @builtin
-def reduce_add(descriptor, at, slot, _semantic=None):  # type: ignore[no-untyped-def]
+def reduce_add(descriptor, at, slot, _semantic=None):
     """Add a slot to global memory by TMA. Gluon of Triton 3.6 has no public call for it."""
     coordinates = _semantic._convert_to_ir_values(at, require_i64=False)
     kind = ir.DESCRIPTOR_REDUCE_KIND.ADD
@@ -74,7 +74,7 @@ class Ring:
     depth: gl.constexpr
 
     @gluon.constexpr_function
-    def __init__(self, slots, full, empty, depth):  # type: ignore[no-untyped-def]
+    def __init__(self, slots, full, empty, depth):
         self.slots = slots
         self.full = full
         self.empty = empty
@@ -129,7 +129,7 @@ class Schedule:
     heads: gl.constexpr
 
     @gluon.constexpr_function
-    def __init__(self, items, tiles, heads):  # type: ignore[no-untyped-def]
+    def __init__(self, items, tiles, heads):
         self.items = items
         self.tiles = tiles
         self.heads = gl.constexpr(heads)

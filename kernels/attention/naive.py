@@ -143,7 +143,8 @@ def _keys(x_SKD: Tensor, span: Span, num_heads: int, dtype: torch.dtype) -> Tens
 
 
 def _sum_group(x_SHD: Tensor, num_kv_heads: int) -> Tensor:
-    return x_SHD.unflatten(1, (num_kv_heads, -1)).sum(2)
+    num_rows, num_heads, head_dim = x_SHD.shape
+    return x_SHD.reshape(num_rows, num_kv_heads, num_heads // num_kv_heads, head_dim).sum(2)
 
 
 def _scale(q_THD: Tensor, scale: float | None) -> float:
