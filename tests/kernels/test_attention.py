@@ -91,10 +91,9 @@ def test_kernels_equal_float64_for_every_mask_and_group(heads: tuple[int, int], 
 
 
 @pytest.mark.usefixtures("small_tiles")
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("head_dim", [16, 48])
+@pytest.mark.parametrize(("head_dim", "dtype"), [(16, torch.bfloat16), (48, torch.float16)])
 def test_kernels_equal_float64_in_16_bits_and_for_odd_head_dims(head_dim: int, dtype: torch.dtype) -> None:
-    check(Case((40, 1), 8, 1, head_dim, dtype), "triton")
+    check(Case((20, 1), 8, 1, head_dim, dtype), "triton")
 
 
 @pytest.mark.parametrize("lengths", [(127, 1, 0, 128), (129,)])
@@ -102,7 +101,9 @@ def test_kernels_equal_float64_at_the_edges_of_real_tiles(lengths: tuple[int, ..
     check(Case(lengths, 1, 1, 64, torch.float32), "triton")
 
 
-def test_kernels_equal_float64_on_a_long_document() -> None:
+def test_kernels_equal_float64_on_a_long_document(monkeypatch: pytest.MonkeyPatch) -> None:
+    large = KernelShape(TileShape(128, 128), 4, 1)
+    monkeypatch.setattr(triton, "shapes_for", lambda head_dim, element_bytes: Shapes(large, large, large))
     check(Case((1, 1000), 1, 1, 16, torch.float32), "triton")
 
 
