@@ -1,4 +1,6 @@
 # `make demo` and `make test` work from a fresh clone: they make .venv, install the pinned versions and build.
+# Byte code is kept, whatever the caller's environment says: importing torch without takes seconds more.
+unexport PYTHONDONTWRITEBYTECODE
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -7,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 GPU_PYTHON ?= python3
 BENCHMARKS := $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))
 
-.PHONY: demo test build format clean gpu-build gpu-test bench
+.PHONY: demo test pictures build format clean gpu-build gpu-test bench
 
 demo: build
 	$(PY) examples/demo.py
@@ -18,6 +20,12 @@ test: build
 	$(VENV)/bin/mypy
 	$(VENV)/bin/ctest --test-dir build/cmake --output-on-failure
 	$(PY) -m pytest --ignore=tests/gpu
+
+# The pictures of docs/, from plans and schedules alone.
+pictures: build
+	mkdir -p docs/pictures
+	$(PY) -m hetsched.cli show examples/digits/colocated.toml --format svg -o docs/pictures/colocated.svg
+	$(PY) -m hetsched.cli show --schedule zb-v --stages 6 --microbatches 6 --format svg -o docs/pictures/zb-v.svg
 
 build: $(INSTALLED)
 	$(PY) setup.py -q build_ext --inplace

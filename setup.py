@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -25,8 +26,20 @@ def find_tool(name: str) -> str:
     return path
 
 
+def find_cuda() -> list[str]:
+    """CMake's options for hetsched/_cuda.so, which is built where there are nvcc and torch's headers."""
+    nvcc = shutil.which("nvcc") or shutil.which("nvcc", path=os.path.join(os.environ.get("CUDA_HOME", ""), "bin"))
+    torch = importlib.util.find_spec("torch")
+    if nvcc is None or torch is None or torch.origin is None:
+        missing = "nvcc" if nvcc is None else "torch"
+        print(f"hetsched/_cuda.so is not built: {missing} was not found; only rows put into a peer GPU need it")
+        return ["-DHETSCHED_CUDA=OFF"]
+    torch_dir = Path(torch.origin).parent
+    return ["-DHETSCHED_CUDA=ON", f"-DHETSCHED_TORCH_DIR={torch_dir}", f"-DCMAKE_CUDA_COMPILER={nvcc}"]
+
+
 class CMakeBuild(build_ext):  # type: ignore[misc]  # setuptools is untyped
-    """Builds all of CMakeLists.txt and puts the extension where setuptools looks for it."""
+    """Builds all of CMakeLists.txt and puts the extension, and _cuda.so beside it, where setuptools looks for it."""
 
     def build_extension(self, ext: Extension) -> None:
         cmake = find_tool("cmake")
@@ -36,6 +49,7 @@ class CMakeBuild(build_ext):  # type: ignore[misc]  # setuptools is untyped
             f"-DCMAKE_BUILD_TYPE={'Debug' if self.debug else 'Release'}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            *find_cuda(),
         ]
         subprocess.run(configure, check=True)
         jobs = str(os.cpu_count() or 1)
@@ -43,9 +57,19 @@ class CMakeBuild(build_ext):  # type: ignore[misc]  # setuptools is untyped
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(BUILD_DIR / target.name, target)
+        self.copy_cuda(target.parent)
+
+    def copy_extensions_to_source(self) -> None:
+        super().copy_extensions_to_source()
+        self.copy_cuda(ROOT / "hetsched")
+
+    def copy_cuda(self, folder: Path) -> None:
+        """_cuda.so is no Python module, so setuptools does not know of it."""
+        if (BUILD_DIR / "_cuda.so").exists():
+            shutil.copy2(BUILD_DIR / "_cuda.so", folder)
 
 
-# torch is an extra: what decides works without it, and nothing that is compiled here needs it.
+# torch is an extra: what decides works without it, and only _cuda.so is compiled against it.
 DEMO = ["torch>=2.11", "scikit-learn"]
 DEV = [*DEMO, "triton", "pytest", "hypothesis", "ruff", "mypy"]
 
@@ -56,7 +80,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["hetsched", "hetsched.*"]),
-    package_data={"hetsched": ["py.typed", "*.pyi"]},
+    package_data={"hetsched": ["py.typed", "*.pyi", "show/page*"]},
     install_requires=["numpy>=2"],
     extras_require={"demo": DEMO, "dev": DEV},
     entry_points={"console_scripts": ["hetsched = hetsched.cli:main"]},

@@ -16,8 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # Deciding, from what all may import to what may import all before it.
 ORDER = (
     *("errors", "batch"),
-    *("layout", "schedule", "lower", "check", "sim", "show"),
-    *("config", "plan", "stepplan", "cli", "__init__"),
+    *("layout", "schedule", "exchange", "lower", "check", "sim", "show"),
+    *("config", "plan", "stepplan", "estimate", "cli", "__init__"),
 )
 DOING = frozenset({"kernels", "ops", "runtime", "parallel", "models", "train"})
 # The faces of the package: they may import doing inside a function, when a command or a name asks for it.
@@ -75,7 +75,7 @@ def fault_of(area: str, imported: Import) -> str | None:
     if area in ORDER:
         if is_torch:
             return None if imported.is_typing else f"{area} decides, and deciding never imports torch"
-        if target in DOING and not (area in LAZY and imported.is_lazy):
+        if target in DOING and not (area in LAZY and (imported.is_lazy or imported.is_typing)):
             return f"{area} decides, and deciding never imports {target}"
         # `from hetsched import _core` names the package only on its way to the core.
         if target in ORDER and target != "__init__" and ORDER.index(target) > ORDER.index(area):

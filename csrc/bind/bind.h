@@ -6,6 +6,8 @@
 namespace hetsched {
 
 void bind_assign(pybind11::module_& module);
+void bind_engine(pybind11::module_& module);
+void bind_packing(pybind11::module_& module);
 void bind_routes(pybind11::module_& module);
 
 }  // namespace hetsched

@@ -110,10 +110,12 @@ def overlap(forward: Action, backward: Action) -> Action:
 
 
 _NAME = r"[A-Za-z_][A-Za-z0-9_]*"
+# As long as numbers may be for the compiled core, whose integers have 32 bits.
+_NUMBER = r"\d{1,9}"
 _PLAIN = re.compile(
-    rf"(?P<module>{_NAME}(?:->{_NAME})?):(?P<stage>\d+)"
+    rf"(?P<module>{_NAME}(?:->{_NAME})?):(?P<stage>{_NUMBER})"
     r"(?P<kind>SEND_F|RECV_F|SEND_B|RECV_B|UNSHARD|RESHARD|REDUCE_GRAD|F|B|I|W)"
-    r"(?:(?P<first>\d+)(?:-(?P<last>\d+))?)?"
+    rf"(?:(?P<first>{_NUMBER})(?:-(?P<last>{_NUMBER}))?)?"
 )
 _PAIR = re.compile(r"\((?P<forward>[^;()]+);(?P<backward>[^;()]+)\)OVERLAP_F_B")
 

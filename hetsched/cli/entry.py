@@ -1,0 +1,57 @@
+"""From the command line to a subcommand, and from its errors to an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from hetsched.cli import check, export, show, simulate, train
+from hetsched.cli.usage import Parser, UsageError
+from hetsched.errors import HetschedError
+
+COMMANDS = (check, show, simulate, export, train)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: the words after the command's name; those of the process by default.
+
+    Returns:
+        The exit code: 0 fine, 1 a faulty plan or program or a failed job, 2 usage.
+    """
+    args = _parser().parse_args(argv)
+    try:
+        code: int = args.run(args)
+        sys.stdout.flush()
+    except UsageError as error:
+        print(f"hetsched {args.command}: {error}", file=sys.stderr)
+        return 2
+    except HetschedError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; all ranks were stopped", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        # The reader, a pager for one, has seen enough; without this the interpreter complains as it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        examples=[command.EXAMPLES[0] for command in COMMANDS],
+        prog="hetsched",
+        description="Train multimodal models in which every module keeps its own parallel layout.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
+    for command in COMMANDS:
+        name = command.__name__.rpartition(".")[2]
+        subparser = commands.add_parser(name, examples=command.EXAMPLES, help=command.HELP)
+        command.add_arguments(subparser)
+        subparser.set_defaults(run=command.run)
+    return parser

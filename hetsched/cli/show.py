@@ -1,0 +1,129 @@
+"""``hetsched show``: the lanes of a step over time, simulated or measured."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from hetsched.cli.costs import DEFAULT_COST, add_cost_arguments, read_costs, require_costs
+from hetsched.cli.output import write
+from hetsched.cli.schedule_flags import add_schedule_arguments, has_schedule, scheduled_program
+from hetsched.cli.source import FILE_HELP, Source, load
+from hetsched.cli.usage import UsageError, positive
+from hetsched.estimate import estimate_costs
+from hetsched.plan import Plan
+from hetsched.show.compare import Comparison, compare
+from hetsched.show.html import to_html
+from hetsched.show.layer import Layer
+from hetsched.show.perfetto import to_perfetto
+from hetsched.show.svg import to_svg
+from hetsched.show.table import draw_comparison
+from hetsched.show.text import draw
+from hetsched.show.unit import Unit, fitting_unit
+from hetsched.sim.simulate import simulate
+from hetsched.sim.timeline import Timeline
+from hetsched.stepplan import step_program
+
+HELP = "draw the lanes of a step over time"
+EXAMPLES = (
+    "hetsched show examples/digits/colocated.toml",
+    "hetsched show --schedule 1f1b --stages 4 --microbatches 8 --cost F=1,B=2",
+    "hetsched show examples/digits/colocated.toml --measured trace.json --format html -o step.html",
+)
+FORMATS = ("text", "svg", "html", "perfetto")
+_WIDTH = 120
+_MARGIN = 30
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's flags."""
+    parser.add_argument("file", type=Path, nargs="?", metavar="FILE", help=f"{FILE_HELP}, or a timeline (JSON)")
+    add_schedule_arguments(parser, required=False)
+    add_cost_arguments(parser)
+    parser.add_argument("--measured", type=Path, metavar="TRACE", help="a timeline to compare with (JSON)")
+    parser.add_argument("--format", choices=FORMATS, default=FORMATS[0], help="text (default), svg, html or perfetto")
+    parser.add_argument("-o", "--out", type=Path, metavar="OUT", help="file to write, in place of stdout")
+    parser.add_argument("--width", type=positive, metavar="COLUMNS", help="columns of the time axis, as text")
+    parser.add_argument("--json", action="store_true", help="print the timeline as JSON, which show reads again")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Draw what a file or the schedule flags name."""
+    if (args.file is None) != has_schedule(args):
+        raise UsageError("give either a FILE or --schedule, --stages and --microbatches")
+    if args.json and (args.format != FORMATS[0] or args.measured is not None):
+        raise UsageError("--json is the timeline alone; leave out --format and --measured")
+    source = scheduled_program(args) if args.file is None else load(args.file)
+    measured = None if args.measured is None else _measured(args.measured)
+    timeline, unit = _timeline(args, source, measured)
+    if args.json:
+        write(json.dumps(timeline.to_json()) + "\n", args.out)
+        return 0
+    unit = unit or fitting_unit((measured or timeline).makespan_ns)
+    # Where nobody measured the costs, only their ratios say something.
+    is_scaled = not isinstance(source, Timeline) and args.cost_file is None
+    comparison = None if measured is None else compare(timeline, measured, unit=unit, is_scaled=is_scaled)
+    write(_drawn(args, _title(args, source), timeline, comparison, unit), args.out)
+    return 0
+
+
+def _drawn(args: argparse.Namespace, title: str, timeline: Timeline, comparison: Comparison | None, unit: Unit) -> str:
+    if args.format == "text":
+        width = args.width or _default_width()
+        if comparison is None:
+            return draw(timeline, width=width, unit=unit) + "\n"
+        return draw_comparison(comparison, width=width, unit=unit) + "\n"
+    layers = [Layer("step", timeline)]
+    if comparison is not None:
+        layers = [Layer("predicted", comparison.predicted), Layer("measured", comparison.measured)]
+    if args.format == "perfetto":
+        return to_perfetto(layers)
+    if args.format == "svg":
+        return to_svg(layers, title=title, unit=unit)
+    return to_html(layers, title=title, unit=unit, comparison=comparison)
+
+
+def _title(args: argparse.Namespace, source: Source) -> str:
+    if isinstance(source, Timeline):
+        return str(args.file.name)
+    if isinstance(source, Plan):
+        name = f"{source.name}: {source.schedule.pipeline}, encoder {source.schedule.encoder}"
+    elif args.file is not None:
+        name = str(args.file.name)
+    else:
+        name = f"{args.schedule}, {args.stages} stages, {args.microbatches} microbatches"
+    return f"{name}, simulated and measured" if args.measured else f"{name}, simulated"
+
+
+def _measured(path: Path) -> Timeline:
+    measured = load(path)
+    if not isinstance(measured, Timeline):
+        raise UsageError(f"--measured {path}: that is no timeline; `hetsched train --trace` writes one")
+    return measured
+
+
+def _timeline(args: argparse.Namespace, source: Source, measured: Timeline | None) -> tuple[Timeline, Unit | None]:
+    is_program = not isinstance(source, Plan | Timeline)
+    if not is_program and (args.cost is not None or args.cost_file is not None):
+        raise UsageError(f"{args.file} has times of its own; --cost and --cost-file are for programs and schedules")
+    if isinstance(source, Timeline):
+        return source, None
+    if isinstance(source, Plan):
+        program = step_program(source)
+        if measured is not None and measured.program.topology == program.topology:
+            # A step's program may depend on its batch: what is predicted is the step that ran.
+            program = measured.program
+        return simulate(program, estimate_costs(source)), None
+    given = read_costs(args, default=DEFAULT_COST)
+    require_costs(source, given)
+    return simulate(source, given.costs), given.unit
+
+
+def _default_width() -> int:
+    """What fits the terminal."""
+    if not sys.stdout.isatty():
+        return _WIDTH
+    return max(_WIDTH // 2, shutil.get_terminal_size().columns - _MARGIN)

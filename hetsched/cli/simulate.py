@@ -1,0 +1,83 @@
+"""``hetsched simulate``: what a schedule would take."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from hetsched.cli.costs import add_cost_arguments, read_costs, require_costs
+from hetsched.cli.output import print_json, write
+from hetsched.cli.schedule_flags import add_schedule_arguments, scheduled_program
+from hetsched.schedule.serialize import program_to_json
+from hetsched.show.unit import Unit
+from hetsched.sim.bubble import bubble_fraction, total_bubble
+from hetsched.sim.live import peak_live_microbatches
+from hetsched.sim.simulate import simulate
+from hetsched.sim.timeline import Timeline
+
+HELP = "time a schedule: makespan, bubble by cause, live microbatches"
+EXAMPLES = (
+    "hetsched simulate --schedule 1f1b --stages 4 --microbatches 8 --cost F=1,B=2",
+    "hetsched simulate --schedule zb-v --stages 8 --microbatches 16 --cost F=1,I=1,W=1 --json",
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's flags."""
+    add_schedule_arguments(parser, required=True)
+    add_cost_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    parser.add_argument("-o", "--out", type=Path, metavar="PROGRAM", help="write the program that was timed (JSON)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Simulate and print the figures, in the unit of the given costs."""
+    program = scheduled_program(args)
+    given = read_costs(args)
+    require_costs(program, given)
+    timeline = simulate(program, given.costs)
+    if args.out is not None:
+        write(json.dumps(program_to_json(program)) + "\n", args.out)
+    figures = _figures(timeline, given.unit)
+    if args.json:
+        print_json({"schedule": args.schedule} | figures)
+    else:
+        print(_text(args.schedule, figures))
+    return 0
+
+
+def _figures(timeline: Timeline, unit: Unit) -> dict[str, Any]:
+    program, bubble = timeline.program, total_bubble(timeline)
+    assert timeline.lower_bound_ns is not None
+    (module,) = program.topology.modules
+    return {
+        "stages": module.num_stages,
+        "lanes": len(program.lanes),
+        "microbatches": program.num_microbatches,
+        "makespan": unit.of(timeline.makespan_ns),
+        "lower_bound": unit.of(timeline.lower_bound_ns),
+        # Where nothing costs anything, nothing is lost.
+        "gap": timeline.gap or 0.0,
+        "bubble": {
+            "total": unit.of(bubble.total),
+            "fraction": bubble_fraction(timeline),
+            **{cause: unit.of(time) for cause, time in bubble.by_cause().items()},
+        },
+        "peak_live_microbatches": list(peak_live_microbatches(program)),
+    }
+
+
+def _text(schedule: str, figures: dict[str, Any]) -> str:
+    bubble = figures["bubble"]
+    causes = ", ".join(f"{name} {bubble[name]:g}" for name in bubble if name not in ("total", "fraction"))
+    live = " ".join(map(str, figures["peak_live_microbatches"]))
+    return (
+        f"{schedule}: {figures['stages']} stages on {figures['lanes']} lanes, "
+        f"{figures['microbatches']} microbatches, simulated\n"
+        f"makespan     {figures['makespan']:g}\n"
+        f"lower bound  {figures['lower_bound']:g}, gap {figures['gap']:.1%}\n"
+        f"bubble       {bubble['total']:g}, {bubble['fraction']:.1%} of lane time: {causes}\n"
+        f"live         {live} stages at most, by lane"
+    )

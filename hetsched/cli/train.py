@@ -1,0 +1,36 @@
+"""``hetsched train``: the reference model, from a plan."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from hetsched.cli.source import load
+from hetsched.cli.usage import UsageError, positive
+from hetsched.plan import Plan
+
+HELP = "train the reference model on the plan's data"
+EXAMPLES = ("hetsched train examples/digits/colocated.toml --steps 200",)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's flags."""
+    parser.add_argument("file", type=Path, metavar="PLAN", help="a plan, TOML")
+    parser.add_argument("--steps", type=positive, metavar="N", help="stop after N of the plan's steps")
+    parser.add_argument("--out", type=Path, help="folder of metrics.jsonl (default: runs/<plan's name>)")
+    parser.add_argument(
+        "--trace", type=Path, metavar="FILE", help="file for the last step as it ran, for `hetsched show`"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train and print where the metrics are."""
+    plan = load(args.file)
+    if not isinstance(plan, Plan):
+        raise UsageError(f"{args.file} is a program; training takes a plan")
+    if args.trace is not None and not args.trace.absolute().parent.is_dir():
+        raise UsageError(f"--trace {args.trace}: there is no folder {args.trace.parent}")
+    from hetsched.train.run import train_plan
+
+    print(train_plan(plan, stop_after=args.steps, out=args.out, trace=args.trace))
+    return 0

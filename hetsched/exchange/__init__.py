@@ -1,0 +1,1 @@
+"""Programs in the file formats of others."""

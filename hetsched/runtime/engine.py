@@ -1,0 +1,236 @@
+"""The engine: a plan and builders in, training steps with exact gradients out."""
+
+from __future__ import annotations
+
+import math
+import resource
+from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from hetsched.batch import Batch
+from hetsched.errors import DataError, JobError, PlanError
+from hetsched.parallel.data import sum_gradients
+from hetsched.plan import Plan
+from hetsched.runtime.exchange import Exchange
+from hetsched.runtime.executor import Executor, StepResult
+from hetsched.runtime.mesh import ModuleMesh, copies_group, make_meshes
+from hetsched.runtime.recorder import Recorder
+from hetsched.runtime.report import EvaluationReport, StepReport, gather_figures, gather_objects
+from hetsched.runtime.trace import RankTrace, measured_timeline
+from hetsched.runtime.transport.gloo import GlooTransport
+from hetsched.runtime.work import Channels, RankStep
+from hetsched.schedule.action import Kind
+from hetsched.schedule.program import Program
+from hetsched.sim.timeline import Timeline
+from hetsched.stepplan import StepPlan, make_topology, plan_step, step_program
+
+Builder = Callable[[int, ModuleMesh], nn.Module]
+
+
+class Engine:
+    """Runs the steps of a plan on this rank.
+
+    torch.distributed must be initialized with ``plan.world_size`` ranks, and every rank makes an engine of an
+    equal plan.
+
+    Args:
+        plan: the job's plan.
+        builders: for each module a function ``(stage, mesh) -> nn.Module``; the contract of a stage
+            is in hetsched.runtime.stage.StageMeta. Parameters that differ between replicas are the caller's fault:
+            build them from seeds, or load them.
+        timeout_s: seconds that a message may take before the job is given up.
+
+    Raises:
+        PlanError: the job has another number of ranks than the plan, or a builder is missing.
+        JobError: another rank has another plan; the message names it and both digests.
+    """
+
+    def __init__(self, plan: Plan, builders: Mapping[str, Builder], *, timeout_s: float = 60.0) -> None:
+        _check_launch(plan, builders)
+        self.plan, self.rank, self.device = plan, dist.get_rank(), torch.device("cpu")
+        self._meshes = make_meshes(plan.grids, device_type="cpu")
+        self.stages: dict[tuple[str, int], nn.Module] = {}
+        for name, grid in plan.grids.items():
+            if self.rank in grid:
+                mine = grid.coordinates(self.rank).pp
+                for stage in range(grid.layout.num_stages):
+                    if plan.pipeline_rank(name, stage) == mine:
+                        self.stages[name, stage] = self._build(name, stage, builders[name])
+        transport = GlooTransport(timeout=timedelta(seconds=timeout_s))
+        self._exchange = Exchange(self.rank, transport, device=self.device)
+        self.recorder = Recorder()
+        self._executor = Executor(
+            self.stages,
+            exchange=self._exchange,
+            recorder=self.recorder,
+            reduce=self._reduce,
+            deferring={a.module for lane in step_program(plan).lanes for a in lane if a.kind is Kind.W},
+        )
+        self._channels = Channels(plan)
+        self._last_program: Program | None = None
+        _, lanes = make_topology(plan)
+        self._lane = next(i for i, ranks in enumerate(lanes) if self.rank in ranks)
+
+    def step(self, batch: Batch) -> StepReport:
+        """Forward, backward and gradient reduction of one batch, the same on every rank.
+
+        Afterwards every parameter's ``.grad`` is the gradient of (sum of losses / sum of weights) over
+        the whole batch; earlier gradients are dropped.
+
+        Raises:
+            DataError: on every rank, if any rank cannot use the data; names the sample.
+        """
+        for parameter in self.parameters():
+            parameter.grad = None
+        work, step = self._prepare(batch, is_training=True)
+        result = self._run(work, step, is_training=True)
+        return self._report(batch, step, result)
+
+    def evaluate(self, batch: Batch) -> EvaluationReport:
+        """Forward only, with the stages in eval mode; raises as ``step`` does."""
+        for stage in self.stages.values():
+            stage.eval()
+        try:
+            work, step = self._prepare(batch, is_training=False)
+            result = self._run(work, step, is_training=False)
+        finally:
+            for stage in self.stages.values():
+                stage.train()
+        losses = gather_objects((float(result.loss_sum), self._outputs(step, result)), group=None)
+        outputs = {index: rows for _, part in losses for index, rows in part.items()}
+        return EvaluationReport(sum(loss for loss, _ in losses) / step.divisor, outputs)
+
+    def timeline(self) -> Timeline:
+        """The last step as it ran, on all ranks; every rank calls this. See hetsched.runtime.trace."""
+        trace = RankTrace(self._lane, self.recorder.began_ns, tuple(self.recorder.records))
+        assert self._last_program is not None, "there was no step yet"
+        return measured_timeline(self._last_program, gather_objects(trace, group=None))
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The trained parameters that live on this rank."""
+        for _, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                yield parameter
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """``<module>.<name>`` and parameter, for all that live on this rank."""
+        for (module, _), stage in self.stages.items():
+            for name, parameter in stage.named_parameters():
+                yield f"{module}.{name}", parameter
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """``<module>.<name>`` -> tensor, of this rank's stages."""
+        return {
+            f"{module}.{name}": tensor
+            for (module, _), stage in self.stages.items()
+            for name, tensor in stage.state_dict().items()
+        }
+
+    def clip_grad_norm(self, max_norm: float) -> float:
+        """Scale the gradients to a norm of at most ``max_norm`` over the whole model; returns the norm before."""
+        squares = torch.zeros((), dtype=torch.float64)
+        for (module, _), stage in self.stages.items():
+            copies = self.plan.modules[module].layout.dp
+            for p in stage.parameters():
+                if p.grad is not None:
+                    squares += p.grad.double().square().sum() / copies
+        dist.all_reduce(squares)
+        norm = math.sqrt(float(squares))
+        if norm > max_norm:
+            for p in self.parameters():
+                if p.grad is not None:
+                    p.grad.mul_(max_norm / norm)
+        return norm
+
+    def _build(self, name: str, stage: int, builder: Builder) -> nn.Module:
+        layout, dtype = self.plan.modules[name].layout, getattr(torch, self.plan.dtype)
+        mesh = ModuleMesh(name, layout.num_stages, self.device, dtype, self._meshes[name])
+        module = builder(stage, mesh).to(self.device, dtype)
+        if self.plan.modules[name].frozen:
+            module.requires_grad_(False)
+        return module
+
+    def _reduce(self, name: str, stage: nn.Module) -> None:
+        sum_gradients(stage, copies_group(self._meshes[name]))
+
+    def _prepare(self, batch: Batch, *, is_training: bool) -> tuple[RankStep, StepPlan]:
+        """Plan the step and load this rank's share; a rank's DataError is raised on all."""
+        step = plan_step(self.plan, batch.samples, is_training=is_training)
+        work = RankStep(self.plan, step, rank=self.rank, channels=self._channels, device=self.device)
+        problem: str | None = None
+        try:
+            work.load(batch)
+        except DataError as error:
+            problem = str(error)
+        failed = torch.tensor([problem is not None], dtype=torch.int32)
+        dist.all_reduce(failed)
+        if failed.item():
+            problems = gather_objects(problem, group=None)
+            raise DataError("; ".join(f"rank {rank}: {p}" for rank, p in enumerate(problems) if p is not None))
+        return work, step
+
+    def _run(self, work: RankStep, step: StepPlan, *, is_training: bool) -> StepResult:
+        self._exchange.sent_bytes = 0
+        self._last_program = step.program
+        self.recorder.begin_step()
+        return self._executor.run(step.program.lanes[self._lane], work, is_training=is_training)
+
+    def _report(self, batch: Batch, step: StepPlan, result: StepResult) -> StepReport:
+        elapsed, waited = self.recorder.now() / 1e9, self.recorder.waited_ns / 1e9
+        figures = {
+            "loss": float(result.loss_sum),
+            "weight": float(result.weight),
+            "step_s": elapsed,
+            "waiting_s": waited,
+            "sent_bytes": float(self._exchange.sent_bytes),
+            "memory": float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024),
+        }
+        every = gather_figures(figures, group=None)
+        if sum(every["weight"]) != step.divisor:
+            raise DataError(
+                f"the stages counted a weight of {sum(every['weight']):g}, the samples were described with "
+                f"{step.divisor}; make Sample.weight and what the last stage returns agree"
+            )
+        size = len(every["loss"])
+        return StepReport(
+            loss=sum(every["loss"]) / step.divisor,
+            num_tokens=sum(sample.num_tokens for sample in batch.samples),
+            step_s=max(every["step_s"]),
+            waiting_s=sum(every["waiting_s"]) / size,
+            bubble=sum(w / s for w, s in zip(every["waiting_s"], every["step_s"], strict=True)) / size,
+            sent_bytes=int(sum(every["sent_bytes"])),
+            peak_memory_bytes=int(max(every["memory"])),
+        )
+
+    def _outputs(self, step: StepPlan, result: StepResult) -> dict[int, Tensor]:
+        """What the last stage returned in eval mode, cut into samples."""
+        outputs = {}
+        for (module, microbatch), extras in result.extras.items():
+            share = step.shares[module, microbatch][self.plan.grids[module].coordinates(self.rank).dp]
+            for sample, rows in zip(share.members, extras[0].split(share.lengths), strict=True):
+                outputs[sample.index] = rows.cpu()  # type: ignore[union-attr]
+        return outputs
+
+
+def _check_launch(plan: Plan, builders: Mapping[str, Builder]) -> None:
+    # Compared before all else: ranks that raise while others go on would leave those waiting.
+    digests = gather_objects(plan.digest, group=None)
+    usual = max(digests, key=digests.count)
+    for rank, digest in enumerate(digests):
+        if digest != usual:
+            raise JobError(f"rank {rank} has another plan: its digest is {digest}, the others' is {usual}")
+    launched = dist.get_world_size()
+    if launched != plan.world_size:
+        raise PlanError(
+            f"rank {dist.get_rank()}: the plan is for {plan.world_size} ranks, {launched} were launched",
+            field="world_size",
+            fix=f"launch {plan.world_size} processes, or write world_size = {launched} and layouts to match",
+            source=plan.source,
+        )
+    for name in plan.modules:
+        if name not in builders:
+            raise PlanError(f"module {name} has no builder", field=f"modules.{name}", fix="pass one to Engine")

@@ -1,0 +1,247 @@
+"""Interprets a lowered program on one rank: what each kind of action does with autograd and the exchange.
+
+It decides nothing. What crosses ranks is detached: received rows are leaves, and their ``.grad`` is sent by an
+action of its own, so no autograd graph leaves its stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from hetsched.errors import DataError
+from hetsched.layout.routes import Segment
+from hetsched.runtime.exchange import Arriving, Channel, Exchange
+from hetsched.runtime.recorder import Recorder
+from hetsched.runtime.stage import BoundaryRows, StageMeta
+from hetsched.runtime.weight_gradient import WeightGradients
+from hetsched.schedule.action import Action, Kind
+
+
+class StepWork(Protocol):
+    """What the executor asks about one step on this rank."""
+
+    divisor: int
+
+    def num_tokens(self, module: str, microbatch: int) -> int:
+        """Tokens of this rank's share; 0 where it has none."""
+
+    def meta(self, module: str, stage: int, microbatch: int, boundary: Mapping[str, BoundaryRows]) -> StageMeta: ...
+
+    def move(self, action: Action, microbatch: int) -> Move:
+        """What a transfer moves."""
+
+    def boundary_index(self, edge: str, microbatch: int) -> Tensor: ...
+
+    def incoming(self, module: str, stage: int) -> Iterable[str]:
+        """Names of the edges that enter a stage."""
+
+    def outgoing(self, module: str, stage: int) -> Iterable[str]:
+        """Names of the edges that leave a stage."""
+
+    def needs_input_gradient(self, module_or_edge: str) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """One microbatch of one edge in one direction: its channel, its segments, rows that arrive here."""
+
+    channel: Channel
+    route: tuple[Segment, ...]
+    num_rows: int
+
+
+@dataclass
+class StepResult:
+    """What the last stages on this rank returned.
+
+    Args:
+        loss_sum: sum of the losses, not divided; a float64 scalar.
+        weight: what the stages counted as their weight.
+        extras: ``(module, microbatch)`` -> what a stage in eval mode returned after them.
+    """
+
+    loss_sum: Tensor
+    weight: Tensor
+    extras: dict[tuple[str, int], tuple[Any, ...]]
+
+
+@dataclass(slots=True)
+class _Live:
+    """What a stage keeps of a microbatch between its forward and its backward."""
+
+    rows: Tensor | None
+    boundary: dict[str, Tensor]
+    output: Tensor | None
+
+
+class Executor:
+    """Runs programs on the stages of one rank.
+
+    Args:
+        stages: ``(module, stage)`` -> the stage's nn.Module.
+        reduce: ``(module, stage)`` sums a stage's gradients over its copies.
+        deferring: modules whose programs have I and W in place of B.
+    """
+
+    def __init__(
+        self,
+        stages: Mapping[tuple[str, int], nn.Module],
+        *,
+        exchange: Exchange,
+        recorder: Recorder,
+        reduce: Callable[[str, nn.Module], None],
+        deferring: Collection[str] = (),
+    ) -> None:
+        self._stages, self._exchange, self._recorder = stages, exchange, recorder
+        self._reduce = reduce
+        self._deferred = {key: WeightGradients(stage) for key, stage in stages.items() if key[0] in deferring}
+        self._do = {
+            Kind.F: self._forward,
+            Kind.B: self._backward,
+            Kind.I: self._input_backward,
+            Kind.W: self._weight_backward,
+            Kind.OVERLAP_F_B: self._overlap,
+            Kind.SEND_F: self._send_forward,
+            Kind.RECV_F: self._receive,
+            Kind.SEND_B: self._send_backward,
+            Kind.RECV_B: self._receive,
+            Kind.REDUCE_GRAD: self._reduce_gradients,
+        }
+
+    def run(self, actions: Iterable[Action], work: StepWork, *, is_training: bool) -> StepResult:
+        """Run this rank's list in order; gradients are added to the parameters' ``.grad``."""
+        self._work = work
+        self._live: dict[tuple[str, int, int], _Live] = {}
+        self._arriving: dict[tuple[str, Kind, int, int], Arriving] = {}
+        zero = torch.zeros((), dtype=torch.float64, device=self._exchange.device)
+        self._result = StepResult(zero, zero.clone(), {})
+        with torch.set_grad_enabled(is_training):
+            for action in actions:
+                with self._recorder.action(action):
+                    self._do[action.kind](action)
+        with self._recorder.waiting():
+            self._exchange.flush()
+        assert not self._arriving, f"received and never used: {list(self._arriving)}"
+        return self._result
+
+    def _forward(self, a: Action) -> None:
+        for m in a.microbatches:
+            rows = self._from_neighbor(a, Kind.RECV_F, m)
+            entering = {
+                edge: self._arrived(edge, Kind.RECV_F, a.stage, m) for edge in self._work.incoming(a.module, a.stage)
+            }
+            if self._work.num_tokens(a.module, m) == 0:
+                continue
+            if rows is not None and torch.is_grad_enabled():
+                rows.requires_grad_(self._work.needs_input_gradient(a.module))
+            boundary = {}
+            for edge, leaf in entering.items():
+                index = self._work.boundary_index(edge, m)
+                assert leaf is not None
+                leaf.requires_grad_(torch.is_grad_enabled() and self._work.needs_input_gradient(edge))
+                boundary[edge.split("->")[0]] = BoundaryRows(leaf, index)
+            output = self._stages[a.module, a.stage](rows, self._work.meta(a.module, a.stage, m, boundary))
+            if isinstance(output, tuple):
+                output = self._loss(a, m, output)
+            leaves = {edge: leaf for edge, leaf in entering.items() if leaf is not None}
+            self._live[a.module, a.stage, m] = _Live(rows, leaves, output)
+
+    def _loss(self, a: Action, microbatch: int, output: tuple[Any, ...]) -> Tensor:
+        loss_sum, weight, *extras = output
+        self._result.loss_sum += loss_sum.detach()
+        self._result.weight += weight
+        if extras:
+            self._result.extras[a.module, microbatch] = tuple(extras)
+        scaled: Tensor = loss_sum / self._work.divisor
+        return scaled
+
+    def _backward(self, a: Action) -> None:
+        for m in a.microbatches:
+            gradient = self._output_gradient(a, m)
+            live = self._live.get((a.module, a.stage, m))
+            if live is None or live.output is None or not live.output.requires_grad:
+                continue
+            torch.autograd.backward(live.output, gradient)
+            live.output = None
+
+    def _input_backward(self, a: Action) -> None:
+        deferred = self._deferred[a.module, a.stage]
+        deferred.begin()
+        self._backward(a)
+        deferred.end(a.microbatches[0])
+
+    def _weight_backward(self, a: Action) -> None:
+        for m in a.microbatches:
+            self._deferred[a.module, a.stage].multiply(m)
+
+    def _overlap(self, a: Action) -> None:
+        for part in a.parts:
+            self._do[part.kind](part)
+
+    def _output_gradient(self, a: Action, m: int) -> Tensor | None:
+        """The sum of what the next stage and every boundary sent back; None at the loss."""
+        parts = [self._from_neighbor(a, Kind.RECV_B, m)]
+        parts += [self._arrived(edge, Kind.RECV_B, a.stage, m) for edge in self._work.outgoing(a.module, a.stage)]
+        present = [part for part in parts if part is not None]
+        return sum(present[1:], start=present[0]) if present else None
+
+    def _send_forward(self, a: Action) -> None:
+        module = a.module.split("->")[0]
+        for m in a.microbatches:
+            live = self._live.get((module, a.stage, m))
+            if live is None:
+                continue
+            assert live.output is not None
+            move = self._work.move(a, m)
+            if live.output.ndim != 2 or live.output.shape[1] != move.channel.hidden:
+                raise DataError(
+                    f"stage {a.stage} of module {module} returned {list(live.output.shape)}, but the plan "
+                    f"declares rows of {move.channel.hidden}; change the stage or `hidden`"
+                )
+            self._exchange.send(move.channel, move.route, live.output)
+
+    def _send_backward(self, a: Action) -> None:
+        for m in a.microbatches:
+            module = a.module.split("->")[-1]
+            live = self._live.get((module, a.stage, m))
+            if live is None:
+                continue
+            leaf = live.boundary[a.module] if "->" in a.module else live.rows
+            assert leaf is not None
+            gradient = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+            move = self._work.move(a, m)
+            self._exchange.send(move.channel, move.route, gradient)
+
+    def _receive(self, a: Action) -> None:
+        for m in a.microbatches:
+            move = self._work.move(a, m)
+            arriving = self._exchange.receive(move.channel, move.route, move.num_rows)
+            self._arriving[a.module, a.kind, a.stage, m] = arriving
+
+    def _from_neighbor(self, a: Action, kind: Kind, m: int) -> Tensor | None:
+        """What the stage before (RECV_F) or after (RECV_B) made: received, or handed over on this rank."""
+        arrived = self._arrived(a.module, kind, a.stage, m)
+        neighbor = self._live.get((a.module, a.stage - 1 if kind is Kind.RECV_F else a.stage + 1, m))
+        if arrived is not None or neighbor is None:
+            return arrived
+        if kind is Kind.RECV_F:
+            assert neighbor.output is not None
+            return neighbor.output.detach()
+        assert neighbor.rows is not None
+        return neighbor.rows.grad
+
+    def _arrived(self, module_or_edge: str, kind: Kind, stage: int, m: int) -> Tensor | None:
+        arriving = self._arriving.pop((module_or_edge, kind, stage, m), None)
+        if arriving is None:
+            return None
+        with self._recorder.waiting():
+            return arriving.wait()
+
+    def _reduce_gradients(self, a: Action) -> None:
+        with self._recorder.waiting():
+            self._reduce(a.module, self._stages[a.module, a.stage])

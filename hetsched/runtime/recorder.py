@@ -1,0 +1,63 @@
+"""Measures what a rank does: one record an action, with the part of it spent waiting."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from hetsched.schedule.action import Action
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One action as it ran on this rank; times from the start of the step.
+
+    Args:
+        action: what ran.
+        start_ns, end_ns: when.
+        waited_ns: how much of that was waiting for rows or for other ranks.
+    """
+
+    action: Action
+    start_ns: int
+    end_ns: int
+    waited_ns: int
+
+
+class Recorder:
+    """Collects the records of one step at a time."""
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+        self.began_ns = self._waited = 0
+
+    def begin_step(self) -> None:
+        """Forget the last step; times count from here."""
+        self.records = []
+        self.began_ns = time.perf_counter_ns()
+
+    @contextmanager
+    def action(self, action: Action) -> Iterator[None]:
+        """Record the action that runs inside."""
+        self._waited = 0
+        start = self.now()
+        yield
+        self.records.append(Record(action, start, self.now(), self._waited))
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time inside as waiting."""
+        start = self.now()
+        yield
+        self._waited += self.now() - start
+
+    def now(self) -> int:
+        """Nanoseconds since the step began."""
+        return time.perf_counter_ns() - self.began_ns
+
+    @property
+    def waited_ns(self) -> int:
+        """Time that the step's actions spent waiting."""
+        return sum(record.waited_ns for record in self.records)

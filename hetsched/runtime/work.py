@@ -1,0 +1,122 @@
+"""One step seen from one rank: its shares, their tensors, and what each transfer moves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from hetsched.batch import Batch
+from hetsched.layout.routes import Segment
+from hetsched.layout.shares import Share
+from hetsched.plan import Plan
+from hetsched.runtime.exchange import Channel
+from hetsched.runtime.executor import Move
+from hetsched.runtime.feed import load_share, make_meta, to_device
+from hetsched.runtime.stage import BoundaryRows, StageMeta
+from hetsched.schedule.action import Action, Kind
+from hetsched.stepplan import StepPlan
+
+_FORWARD = (Kind.SEND_F, Kind.RECV_F)
+
+
+class Channels:
+    """The channels of a plan: one per direction of every boundary and of every pair of neighboring stages."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._channels: dict[tuple[str, int, bool], Channel] = {}
+        for boundary in plan.boundaries:
+            dtype = getattr(torch, boundary.dtype or plan.dtype)
+            self._add((boundary.name, 0), plan.boundary_hidden(boundary), dtype)
+        for module, grid in plan.grids.items():
+            for stage in range(grid.layout.num_stages - 1):
+                self._add((module, stage), plan.hidden(module), getattr(torch, plan.dtype))
+
+    def _add(self, edge: tuple[str, int], hidden: int, dtype: torch.dtype) -> None:
+        for is_forward in (True, False):
+            self._channels[*edge, is_forward] = Channel(len(self._channels), hidden, dtype)
+
+    def of(self, edge: str, stage: int, *, is_forward: bool) -> Channel:
+        """The channel of a boundary (stage 0), or from ``stage`` of a module to the next."""
+        return self._channels[edge, stage, is_forward]
+
+
+class RankStep:
+    """The StepWork of one rank; see hetsched.runtime.executor.
+
+    Args:
+        plan, step: what was decided.
+        rank: this process.
+        channels: of the plan.
+        device: where tensors live.
+    """
+
+    def __init__(self, plan: Plan, step: StepPlan, *, rank: int, channels: Channels, device: torch.device) -> None:
+        self.divisor = step.divisor
+        self._plan, self._step, self._rank, self._channels, self._device = plan, step, rank, channels, device
+        self._where = {name: grid.coordinates(rank) for name, grid in plan.grids.items() if rank in grid}
+        self._inputs: dict[tuple[str, int], dict[str, Tensor]] = {}
+
+    def load(self, batch: Batch) -> None:
+        """Load the shares whose first or last stage is on this rank. Raises DataError."""
+        dtype = getattr(torch, self._plan.dtype)
+        for module, at in self._where.items():
+            last = self._plan.modules[module].layout.num_stages - 1
+            if at.pp not in {self._plan.pipeline_rank(module, stage) for stage in (0, last)}:
+                continue
+            for m in range(self._plan.microbatches):
+                tensors = load_share(batch, self._share(module, m))
+                self._inputs[module, m] = to_device(tensors, device=self._device, dtype=dtype)
+
+    def num_tokens(self, module: str, microbatch: int) -> int:
+        return self._share(module, microbatch).num_tokens
+
+    def meta(self, module: str, stage: int, microbatch: int, boundary: Mapping[str, BoundaryRows]) -> StageMeta:
+        share, inputs = self._share(module, microbatch), self._inputs.get((module, microbatch), {})
+        return make_meta(share, microbatch=microbatch, inputs=inputs, boundary=boundary, device=self._device)
+
+    def move(self, action: Action, microbatch: int) -> Move:
+        is_forward = action.kind in _FORWARD
+        if "->" in action.module:
+            return self._boundary_move(action, microbatch, is_forward)
+        goes_on = action.kind in (Kind.SEND_F, Kind.RECV_B)
+        stage = action.stage if goes_on else action.stage - 1
+        share, at = self._share(action.module, microbatch), self._where[action.module]
+        grid = self._plan.grids[action.module]
+        first, second = (grid.rank(dp=at.dp, pp=self._plan.pipeline_rank(action.module, s)) for s in (stage, stage + 1))
+        ends = (first, second) if is_forward else (second, first)
+        route = (Segment(ends[0], 0, ends[1], 0, share.num_tokens),) if share.num_tokens else ()
+        channel = self._channels.of(action.module, stage, is_forward=is_forward)
+        return Move(channel, route, share.num_tokens)
+
+    def _boundary_move(self, action: Action, microbatch: int, is_forward: bool) -> Move:
+        producer, consumer = action.module.split("->")
+        step = self._step.crossings[action.module, microbatch]
+        channel = self._channels.of(action.module, 0, is_forward=is_forward)
+        if action.kind is Kind.RECV_F:
+            num_rows = len(step.index[self._where[consumer].dp])
+        elif action.kind is Kind.RECV_B:
+            num_rows = step.produced[self._where[producer].dp]
+        else:
+            num_rows = 0
+        return Move(channel, step.forward if is_forward else step.backward, num_rows)
+
+    def boundary_index(self, edge: str, microbatch: int) -> Tensor:
+        replica = self._where[edge.split("->")[1]].dp
+        return torch.tensor(
+            self._step.crossings[edge, microbatch].index[replica], dtype=torch.int64, device=self._device
+        )
+
+    def incoming(self, module: str, stage: int) -> Iterable[str]:
+        return [b.name for b in self._plan.boundaries if b.consumer == module and b.stage == stage]
+
+    def outgoing(self, module: str, stage: int) -> Iterable[str]:
+        last = self._plan.modules[module].layout.num_stages - 1
+        return [b.name for b in self._plan.boundaries if b.producer == module and stage == last]
+
+    def needs_input_gradient(self, module_or_edge: str) -> bool:
+        return self._plan.has_backward(module_or_edge.split("->")[0])
+
+    def _share(self, module: str, microbatch: int) -> Share:
+        return self._step.shares[module, microbatch][self._where[module].dp]

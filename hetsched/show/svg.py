@@ -1,0 +1,268 @@
+"""Timelines as an SVG picture: a row a lane, time from left to right.
+
+The blocks of one look on one lane are one path, so that a picture of thousands of actions stays small and opens
+at once.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+
+from hetsched.schedule.action import Kind
+from hetsched.show.label import Labels
+from hetsched.show.layer import Layer
+from hetsched.show.palette import (
+    CRITICAL,
+    GRID,
+    LANE,
+    MUTED,
+    SENT_BACKWARD,
+    SENT_FORWARD,
+    TEXT,
+    Hatch,
+    Look,
+    Palette,
+)
+from hetsched.show.ticks import tick_times
+from hetsched.show.unit import MILLISECOND, Unit
+from hetsched.sim.bubble import bubble_fraction, bubbles
+from hetsched.sim.critical import critical_path
+from hetsched.sim.timeline import Span, Stream
+
+_WIDTH, _RIGHT, _TOP = 1280, 76, 92
+_CHARACTER = 6.2
+_WIDTHS = (
+    dict.fromkeys("il", 2.8)
+    | dict.fromkeys("fItr-", 4)
+    | dict.fromkeys("ABCDEGHKNOPQRSUV", 7.6)
+    | dict.fromkeys("WMm", 10)
+)
+_FONT = "font-family=\"'Helvetica Neue', Helvetica, Arial, 'Liberation Sans', sans-serif\""
+
+
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    """Where things lie, in pixels.
+
+    Args:
+        left, width: of the time axis.
+        bar, wire, gap: heights of a lane's blocks in one layer, of its transfers, and between lanes.
+        num_layers: drawn under each other in a lane.
+        end_ns: the time at the right end.
+    """
+
+    left: int
+    width: int
+    bar: int
+    wire: int
+    gap: int
+    num_layers: int
+    end_ns: int
+
+    @property
+    def layer_height(self) -> int:
+        return self.bar + self.wire + 4
+
+    @property
+    def lane_height(self) -> int:
+        return self.layer_height * self.num_layers + self.gap
+
+    def x(self, time_ns: int) -> float:
+        return self.left + self.width * time_ns / self.end_ns
+
+    def y(self, lane: int, layer: int) -> int:
+        return _TOP + lane * self.lane_height + layer * self.layer_height
+
+
+def to_svg(layers: Sequence[Layer], *, title: str, unit: Unit = MILLISECOND) -> str:
+    """An SVG document.
+
+    Args:
+        layers: timelines on one time axis, of as many lanes; the critical path drawn is that of the first.
+        title: what is shown.
+        unit: in which times are written.
+    """
+    num_lanes = max(len(layer.timeline.program.lanes) for layer in layers)
+    palette = Palette(layer.timeline.program for layer in layers)
+    frame = _make_frame(layers, num_lanes)
+    bottom = frame.y(num_lanes, 0)
+    legend, legend_height = _legend(palette, bottom + 32)
+    height = bottom + 32 + legend_height
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" height="{height}" '
+        f'{_FONT} font-size="11" fill="{TEXT}">',
+        f"<title>{escape(title)}</title>",
+        "<defs>",
+        *(_pattern(number, look) for number, look in enumerate(palette.looks) if look.hatch is not Hatch.NONE),
+        "</defs>",
+        f'<rect width="{_WIDTH}" height="{height}" fill="#ffffff"/>',
+        f'<text x="24" y="34" font-size="18" font-weight="600">{escape(title)}</text>',
+        f'<text x="24" y="54" font-size="12" fill="{MUTED}">{escape(_subtitle(layers, unit))}</text>',
+        *_axis(frame, bottom, unit),
+    ]
+    for index, layer in enumerate(layers):
+        parts += _layer(layer, index, frame, palette)
+    parts += _critical(layers[0], frame)
+    parts += legend
+    return "\n".join([*parts, "</svg>", ""])
+
+
+def _make_frame(layers: Sequence[Layer], num_lanes: int) -> _Frame:
+    room = max(8, min(30, 900 // max(1, num_lanes * len(layers)) - 6))
+    wire = 4 if room >= 16 else 2
+    longest = max((len(layer.name) for layer in layers), default=0) if len(layers) > 1 else 0
+    left = 24 + 56 + round(longest * _CHARACTER)
+    end = max(1, *(layer.timeline.makespan_ns for layer in layers))
+    return _Frame(left, _WIDTH - left - _RIGHT, room, wire, 12 if room >= 16 else 3, len(layers), end)
+
+
+def _subtitle(layers: Sequence[Layer], unit: Unit) -> str:
+    texts = []
+    for layer in layers:
+        timeline = layer.timeline
+        share = bubble_fraction(timeline)
+        bound = "" if timeline.gap is None else f", {timeline.gap:.1%} above the lower bound"
+        name = f"{layer.name} " if len(layers) > 1 else ""
+        texts.append(f"{name}step {unit.text(timeline.makespan_ns)}, idle {share:.1%} of lane time{bound}")
+    return ";  ".join(texts)
+
+
+def _pattern(number: int, look: Look) -> str:
+    lines = {
+        Hatch.RISING: "M-1 1l2 -2M0 6l6 -6M5 7l2 -2",
+        Hatch.FALLING: "M-1 5l2 2M0 0l6 6M5 -1l2 2",
+        Hatch.LEVEL: "M0 3h6",
+        Hatch.DOTS: "M1 1h1M4 4h1",
+    }[look.hatch]
+    return (
+        f'<pattern id="h{number}" width="6" height="6" patternUnits="userSpaceOnUse">'
+        f'<rect width="6" height="6" fill="{look.fill}"/>'
+        f'<path d="{lines}" stroke="{look.ink}" stroke-opacity=".38" stroke-width="1" fill="none"/></pattern>'
+    )
+
+
+def _paint(number: int, look: Look) -> str:
+    return look.fill if look.hatch is Hatch.NONE else f"url(#h{number})"
+
+
+def _axis(frame: _Frame, bottom: int, unit: Unit) -> Iterator[str]:
+    """Lines at round times, their texts above."""
+    ticks = [(frame.x(time), text) for time, text in tick_times(frame.end_ns, unit=unit)]
+    lines = "".join(f"M{x:.1f} {_TOP - 8}V{bottom - frame.gap + 4}" for x, _ in ticks)
+    yield f'<path d="{lines}" stroke="{GRID}"/>'
+    yield f'<g text-anchor="middle" fill="{MUTED}">'
+    for x, text in ticks:
+        yield f'<text x="{x:.1f}" y="{_TOP - 14}">{text}</text>'
+    if unit.name:
+        yield f'<text x="{frame.left - 14}" y="{_TOP - 14}" text-anchor="end">{unit.name}</text>'
+    yield "</g>"
+
+
+def _layer(layer: Layer, index: int, frame: _Frame, palette: Palette) -> Iterator[str]:
+    labels, timeline = Labels(layer.timeline.program), layer.timeline
+    makespan = max(1, timeline.makespan_ns)
+    for lane, bubble in enumerate(bubbles(timeline)):
+        y, middle = frame.y(lane, index), frame.y(lane, index) + frame.bar / 2 + 4
+        size = 'font-size="8" ' if frame.layer_height < 12 else ""
+        yield f'<rect x="{frame.left}" y="{y}" width="{frame.width}" height="{frame.bar}" fill="{LANE}"/>'
+        if index == 0:
+            yield f'<text {size}x="24" y="{middle:g}">lane {lane}</text>'
+        if frame.num_layers > 1:
+            at = f'x="{frame.left - 10}" y="{middle:g}" text-anchor="end"'
+            yield f'<text {size}{at} fill="{MUTED}">{escape(layer.name)}</text>'
+        idle = f"{bubble.total / makespan:.0%} idle"
+        x = _WIDTH - _RIGHT + 10
+        yield f'<text {size}x="{x}" y="{middle:g}" fill="{MUTED}">{idle}</text>'
+        yield from _blocks(timeline.stream(lane, Stream.COMPUTE), y, frame, palette)
+        yield from _names(timeline.stream(lane, Stream.COMPUTE), y, frame, palette, labels)
+        for stream in (Stream.SEND, Stream.RECEIVE):
+            yield from _wires(timeline.stream(lane, stream), y + frame.bar + 3, frame)
+
+
+def _blocks(spans: Iterable[Span], y: int, frame: _Frame, palette: Palette) -> Iterator[str]:
+    """One path for all blocks of a look; a fused pair is one above the other."""
+    drawn: dict[int, list[str]] = defaultdict(list)
+    scale, left, bar = frame.width / frame.end_ns, frame.left, frame.bar
+    for span in spans:
+        x, width = left + span.start_ns * scale, (span.end_ns - span.start_ns) * scale
+        if width > 4:
+            width -= 1
+        parts = span.action.parts or (span.action,)
+        height = bar // len(parts)
+        for i, part in enumerate(parts):
+            box = f"M{x:.1f} {y + i * height}h{width:.1f}v{height}h-{width:.1f}z"
+            drawn[palette.number(part)].append(box)
+    for number, boxes in sorted(drawn.items()):
+        yield f'<path fill="{_paint(number, palette.looks[number])}" d="{"".join(boxes)}"/>'
+
+
+def _names(spans: Iterable[Span], y: int, frame: _Frame, palette: Palette, labels: Labels) -> Iterator[str]:
+    """The longest name of each block that fits into it; a name on a hatch stands on the plain fill."""
+    if frame.bar < 12:
+        return
+    for span in spans:
+        width = frame.width * span.duration_ns / frame.end_ns - 5
+        if width < _CHARACTER:
+            continue
+        name = next((name for name in labels.of(span.action) if _text_width(name) <= width), "")
+        look = palette.looks[palette.number(span.action.parts[-1] if span.action.parts else span.action)]
+        if len(name) < 2 or span.action.parts:
+            continue
+        x, size = frame.x(span.start_ns) + (width + 4) / 2, _text_width(name) + 3
+        if look.hatch is not Hatch.NONE:
+            top = y + frame.bar / 2 - 7
+            yield f'<rect x="{x - size / 2:.1f}" y="{top:g}" width="{size:.1f}" height="14" rx="2" fill="{look.fill}"/>'
+        at = f'x="{x:.1f}" y="{y + frame.bar / 2 + 4:g}" text-anchor="middle"'
+        yield f'<text {at} fill="{look.ink}">{escape(name)}</text>'
+
+
+def _text_width(text: str) -> float:
+    """About as wide as Helvetica and its likes draw it."""
+    return sum(_WIDTHS.get(character, _CHARACTER) for character in text)
+
+
+def _wires(spans: Iterable[Span], y: int, frame: _Frame) -> Iterator[str]:
+    """Transfers as thin lines under the blocks; those that take no time are left out."""
+    for kinds, color in (
+        ((Kind.SEND_F, Kind.RECV_F), SENT_FORWARD),
+        ((Kind.SEND_B, Kind.RECV_B), SENT_BACKWARD),
+    ):
+        lines = [
+            f"M{frame.x(s.start_ns):.1f} {y}H{max(frame.x(s.end_ns), frame.x(s.start_ns) + 0.5):.1f}"
+            for s in spans
+            if s.duration_ns and s.action.kind in kinds
+        ]
+        if lines:
+            stroke = f'stroke="{color}" stroke-width="{frame.wire - 1}"'
+            yield f'<path d="{"".join(lines)}" {stroke} transform="translate(0 1.5)"/>'
+
+
+def _critical(layer: Layer, frame: _Frame) -> Iterator[str]:
+    """A line under the blocks of the blocks of the critical path."""
+    lines = []
+    for span in critical_path(layer.timeline):
+        if span.stream is Stream.COMPUTE and span.duration_ns:
+            y = frame.y(span.lane, 0) + frame.bar + 1
+            lines.append(f"M{frame.x(span.start_ns):.1f} {y}H{frame.x(span.end_ns):.1f}")
+    yield f'<path d="{"".join(lines)}" stroke="{CRITICAL}" stroke-width="2" fill="none"/>'
+
+
+def _legend(palette: Palette, top: int) -> tuple[list[str], int]:
+    """A sample of each look with its name, in rows; and their height."""
+    box = 'y="-10" width="24" height="13" rx="1"'
+    named = {look.name: f'<rect {box} fill="{_paint(number, look)}"/>' for number, look in enumerate(palette.looks)}
+    named["idle"] = f'<rect {box} fill="{LANE}" stroke="{GRID}"/>'
+    named["transfer forward"] = f'<path d="M0 -3h24" stroke="{SENT_FORWARD}" stroke-width="3"/>'
+    named["transfer backward"] = f'<path d="M0 -3h24" stroke="{SENT_BACKWARD}" stroke-width="3"/>'
+    named["critical path"] = f'<path d="M0 -3h24" stroke="{CRITICAL}" stroke-width="2"/>'
+    parts, x, y = [], 24, top
+    for name, sample in named.items():
+        width = 56 + round(_text_width(name))
+        if x + width > _WIDTH:
+            x, y = 24, y + 24
+        parts.append(f'<g transform="translate({x} {y})">{sample}<text x="32" y="1">{escape(name)}</text></g>')
+        x += width
+    return parts, y - top + 24

@@ -1,0 +1,128 @@
+"""Starts the ranks of a job on this host, watches them, and leaves none behind."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import wait
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from hetsched.errors import HetschedError, JobError
+
+GRACE_S = 5.0
+"""Seconds that the other ranks have to end after one has failed, and once more after they are told to."""
+
+
+def launch(worker: Callable[..., None], *args: Any, num_ranks: int) -> None:
+    """Run ``worker(*args)`` on ``num_ranks`` new processes, with torch.distributed initialized (gloo).
+
+    Under torchrun (``RANK`` and ``WORLD_SIZE`` are set) this process is already a rank: it runs the worker itself.
+
+    Raises:
+        JobError: a rank failed or was killed, naming it; by then all of them have ended.
+    """
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        dist.init_process_group("gloo")
+        try:
+            worker(*args)
+        finally:
+            dist.destroy_process_group()
+        return
+    # One server imports torch (with the compiler, which its optimizers ask for) and then forks all ranks.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch._dynamo", worker.__module__])
+    ranks: list[ForkServerProcess] = []
+    with tempfile.TemporaryDirectory(prefix="hetsched-") as folder:
+        try:
+            for rank in range(num_ranks):
+                process = context.Process(target=_rank_main, args=(rank, num_ranks, folder, worker, args))
+                process.start()
+                ranks.append(process)
+            failed = _wait_for_all(ranks)
+        finally:
+            _end(ranks)
+        if failed:
+            raise JobError(_what_happened(Path(folder), failed))
+
+
+def _rank_main(rank: int, num_ranks: int, folder: str, worker: Callable[..., None], args: tuple[Any, ...]) -> None:
+    # Ctrl-C reaches every process of the terminal; the launcher alone decides what follows, and ends the ranks.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_launcher, daemon=True).start()
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // num_ranks))
+    try:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=num_ranks)
+        worker(*args)
+        dist.destroy_process_group()
+    except HetschedError as error:
+        _leave(folder, rank, f"{type(error).__name__}: {error}")
+    except Exception:
+        _leave(folder, rank, traceback.format_exc())
+
+
+def _end_with_launcher() -> None:
+    """A launcher that was killed cannot end its ranks."""
+    launcher = multiprocessing.parent_process()
+    assert launcher is not None
+    launcher.join()
+    os._exit(1)
+
+
+def _leave(folder: str, rank: int, message: str) -> None:
+    """Say why this rank fails, and end it at once: its peers may never answer again."""
+    Path(folder, f"rank-{rank}").write_text(message, encoding="utf-8")
+    os._exit(1)
+
+
+def _wait_for_all(ranks: Sequence[ForkServerProcess]) -> dict[int, int]:
+    """Wait until all ranks have ended, or one has failed: the exit code of each that has by itself."""
+    running = {process.sentinel: process for process in ranks}
+    while running:
+        for sentinel in wait(list(running)):
+            process = running.pop(sentinel)  # type: ignore[arg-type]  # sentinels are integers here
+            process.join()
+            if process.exitcode != 0:
+                _join(ranks)
+                return {rank: p.exitcode for rank, p in enumerate(ranks) if p.exitcode}
+    return {}
+
+
+def _what_happened(folder: Path, failed: dict[int, int]) -> str:
+    """One message for the job: who was ended by a signal (the others then fail too), or what each rank said."""
+    killed = {rank: signal.Signals(-code).name for rank, code in failed.items() if code < 0}
+    if killed:
+        each = ", ".join(f"rank {rank} was ended by {name}" for rank, name in killed.items())
+        return f"{each}; the other ranks were stopped"
+    said: dict[str, list[int]] = {}
+    for rank, code in failed.items():
+        path = folder / f"rank-{rank}"
+        message = path.read_text(encoding="utf-8") if path.exists() else f"ended with exit code {code}"
+        said.setdefault(message, []).append(rank)
+    return "\n".join(f"rank {', '.join(map(str, ranks))}: {message}" for message, ranks in said.items())
+
+
+def _end(ranks: Sequence[ForkServerProcess]) -> None:
+    """Leave no rank behind, whatever happened here."""
+    for stop in (ForkServerProcess.terminate, ForkServerProcess.kill):
+        for process in ranks:
+            if process.is_alive():
+                stop(process)
+        _join(ranks)
+
+
+def _join(ranks: Sequence[ForkServerProcess]) -> None:
+    """Give the ranks ``GRACE_S`` together to end."""
+    deadline = time.monotonic() + GRACE_S
+    for process in ranks:
+        process.join(max(0.0, deadline - time.monotonic()))

@@ -1,0 +1,116 @@
+"""``hetsched train``: a job from a plan file, its metrics as JSON lines, its progress on a terminal."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch.distributed as dist
+
+from hetsched.errors import PlanError
+from hetsched.plan import Plan
+from hetsched.runtime.report import StepReport
+from hetsched.train.digits import ENCODER
+from hetsched.train.launch import launch
+from hetsched.train.trainer import Evaluation, Trainer
+
+
+def train_plan(
+    plan: Plan, *, stop_after: int | None = None, out: Path | None = None, trace: Path | None = None
+) -> Path:
+    """Train as the plan says, on as many processes as it has ranks.
+
+    Args:
+        plan: with model, data and training.
+        stop_after: end after so many steps of the plan's; the learning rate's schedule stays the plan's.
+        out: folder of metrics.jsonl; ``runs/<name>`` by default.
+        trace: file for the measured timeline of the last step, as `hetsched show` reads it.
+
+    Returns:
+        The path of metrics.jsonl: a line per step, and one per evaluation; the last line is of the final evaluation.
+
+    Raises:
+        PlanError: the plan lacks a section, or does not have the one encoder that the data is for.
+        JobError: a rank failed; the message names it.
+    """
+    _check_sections(plan)
+    out = Path("runs", plan.name) if out is None else out
+    out.mkdir(parents=True, exist_ok=True)
+    metrics = out / "metrics.jsonl"
+    launch(_train_rank, plan, stop_after, metrics, trace, num_ranks=plan.world_size)
+    return metrics
+
+
+def _check_sections(plan: Plan) -> None:
+    for section in ("model", "data", "training"):
+        if getattr(plan, section) is None:
+            fix = "add it; `hetsched train` needs it"
+            raise PlanError(f"there is no [{section}]", field=section, fix=fix, source=plan.source)
+    encoders = [name for name in plan.modules if name != plan.sink]
+    if encoders != [ENCODER]:
+        problem = f"the digits are images for one encoder, {ENCODER!r}; the plan has {', '.join(encoders) or 'none'}"
+        raise PlanError(problem, field="modules", fix=f"have one encoder, named {ENCODER}", source=plan.source)
+
+
+def _train_rank(plan: Plan, stop_after: int | None, metrics: Path, trace: Path | None = None) -> None:
+    assert plan.training is not None
+    trainer = Trainer(plan)
+    num_steps = plan.training.steps if stop_after is None else min(stop_after, plan.training.steps)
+    every = plan.training.evaluate_every or num_steps
+    with metrics.open("w", encoding="utf-8") if dist.get_rank() == 0 else nullcontext() as file:
+        log = _logger(plan, num_steps, file) if file else lambda *_: None
+
+        def after_step(step: int, report: StepReport, norm: float) -> None:
+            log(step, report, norm)
+            num_done = step + 1
+            if trace is not None and num_done == num_steps:
+                _write_trace(trace, trainer)
+            if num_done % every == 0 or num_done == num_steps:
+                evaluation = trainer.evaluate()
+                if file:
+                    _write(file, evaluation_line(num_done, evaluation))
+
+        trainer.train(num_steps, after_step=after_step)
+
+
+def _write_trace(path: Path, trainer: Trainer) -> None:
+    timeline = trainer.engine.timeline()
+    if dist.get_rank() == 0:
+        path.write_text(json.dumps(timeline.to_json()), encoding="utf-8")
+
+
+def evaluation_line(step: int, evaluation: Evaluation) -> dict[str, Any]:
+    """The evaluation as a line of metrics.jsonl."""
+    return {
+        "step": step,
+        "heldout_loss": evaluation.loss,
+        "exact_match": {kind: tally.exact_match for kind, tally in evaluation.exact.items()},
+        "exact_match_pixels": evaluation.pixels.exact_match,
+        "exact_match_pixels_swapped": evaluation.pixels_swapped.exact_match,
+    }
+
+
+def _logger(plan: Plan, num_steps: int, file: TextIO) -> Callable[[int, StepReport, float], None]:
+    began = time.monotonic()
+
+    def log(step: int, report: StepReport, norm: float) -> None:
+        elapsed = time.monotonic() - began
+        _write(file, {"step": step, "elapsed_s": round(elapsed, 3), "grad_norm": norm, **asdict(report)})
+        if sys.stderr.isatty():
+            left = elapsed / (step + 1) * (num_steps - step - 1)
+            end = "\n" if step + 1 == num_steps else ""
+            line = f"{plan.name}: step {step + 1}/{num_steps}  loss {report.loss:.4f}  {left:.0f} s left"
+            print(f"\r\x1b[K{line}", end=end, file=sys.stderr, flush=True)
+
+    return log
+
+
+def _write(file: TextIO, line: dict[str, Any]) -> None:
+    file.write(json.dumps(line) + "\n")
+    file.flush()

@@ -1,0 +1,102 @@
+"""Faces of ``hetsched/_cuda.so``: rows and counters put into the memory of GPUs of the same host.
+
+All work is enqueued on the current stream; nothing here waits. Destinations and counters are tensors on symmetric
+memory, as ``get_buffer`` of a rendezvous gives them, or the GPU's own memory.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import hetsched
+
+_LIBRARY = Path(hetsched.__file__).parent / "_cuda.so"
+
+
+@functools.cache
+def missing() -> str | None:
+    """Why the compiled library cannot be used here; None if it can, and then it is loaded."""
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA GPU"
+    if not _LIBRARY.exists():
+        return f"{_LIBRARY.name} was not built: it needs nvcc and torch when setup.py runs"
+    torch.ops.load_library(_LIBRARY)
+    return None
+
+
+def _ops() -> Any:
+    reason = missing()
+    if reason is not None:
+        raise RuntimeError(f"rows cannot be put into peers' memory here: {reason}")
+    return torch.ops.hetsched
+
+
+@dataclass(frozen=True)
+class Signal:
+    """What a kernel tells the receivers once every row is stored.
+
+    Args:
+        flags: counters, one int32 each, in the receivers' memory.
+        value: what each becomes; counters only grow, and may wrap around.
+        ticket: one int32 zero on the sender's GPU, for this stream's launches alone; it is zero again afterwards.
+    """
+
+    flags: Sequence[Tensor]
+    value: int
+    ticket: Tensor
+
+
+def pack_and_put(
+    source: Tensor,
+    runs: Tensor,
+    destinations: Sequence[Tensor],
+    *,
+    signal: Signal | None = None,
+    num_blocks: int = 64,
+) -> None:
+    """Gathers runs of rows and stores them straight into their destinations, then sets the flags, in one kernel.
+
+    Args:
+        source: contiguous ``[num_rows, hidden]``, any dtype.
+        runs: int64 ``[num_runs, 4]``: source row, number of the destination, its row, number of rows. On the host it
+            travels with the launch and may change at once; on the GPU (at most 4,096 runs) it must stay until then.
+        destinations: at most 16, contiguous ``[num_rows, hidden]``, in the source's dtype.
+        signal: what to set afterwards.
+        num_blocks: the most blocks of 512 threads that the kernel occupies.
+
+    Raises:
+        RuntimeError: a shape, dtype or device is wrong, or a host run leaves its source or destination. A run in GPU
+            memory that does so ends the process's CUDA context.
+    """
+    flags, value, ticket = ((), 0, None) if signal is None else (signal.flags, signal.value, signal.ticket)
+    _ops().pack_and_put(source, runs, list(destinations), list(flags), value, ticket, num_blocks)
+
+
+def copy_runs(source: Tensor, runs: Tensor, destinations: Sequence[Tensor], *, is_batched: bool = False) -> None:
+    """The same rows by the copy engine, which takes no SM: one copy per run.
+
+    Args:
+        source, runs, destinations: as for ``pack_and_put``; runs on the host.
+        is_batched: give the driver all copies in one call; not on the default stream.
+
+    Raises:
+        RuntimeError: as for ``pack_and_put``.
+    """
+    _ops().copy_runs(source, runs, list(destinations), is_batched)
+
+
+def stream_write_value(counter: Tensor, value: int) -> None:
+    """Sets one int32 counter after all earlier work of the stream, without an SM."""
+    _ops().stream_write_value(counter, value)
+
+
+def stream_wait_value(counter: Tensor, value: int) -> None:
+    """Holds the stream until one int32 counter has reached ``value``, without an SM and without the host."""
+    _ops().stream_wait_value(counter, value)

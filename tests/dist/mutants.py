@@ -1,0 +1,98 @@
+"""Runtimes that are wrong on purpose: the parity test has to notice each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+
+from hetsched.parallel import data
+from hetsched.runtime import engine
+from hetsched.runtime.exchange import Arriving
+from hetsched.runtime.executor import Executor
+from hetsched.schedule.action import Kind
+
+
+def apply_mutant(name: str | None) -> Callable[[], None]:
+    """Break the runtime in the named way; returns what mends it."""
+    if name is None:
+        return lambda: None
+    patch = MUTANTS[name]()
+    patch.start()
+    return patch.stop
+
+
+def _averaged_over_dp() -> Any:
+    def averaged(stage: torch.nn.Module, group: dist.ProcessGroup | None) -> None:
+        data.sum_gradients(stage, group)
+        for p in stage.parameters():
+            if group is not None and p.grad is not None:
+                p.grad /= dist.get_world_size(group)
+
+    return mock.patch.object(engine, "sum_gradients", averaged)
+
+
+def _loss_divided_per_microbatch() -> Any:
+    original = Executor._loss
+
+    def divided(self: Executor, a: Any, microbatch: int, output: Any) -> Any:
+        original(self, a, microbatch, output)
+        return output[0] / output[1] / 4
+
+    return mock.patch.object(Executor, "_loss", divided)
+
+
+def _dropped_row() -> Any:
+    original = Arriving.wait
+
+    def dropped(self: Arriving) -> torch.Tensor:
+        out = original(self)
+        out[:1] = 0
+        return out
+
+    return mock.patch.object(Arriving, "wait", dropped)
+
+
+def _no_sum_in_backward() -> Any:
+    original = Arriving.wait
+
+    def last_wins(self: Arriving) -> torch.Tensor:
+        seen: set[int] = set()
+        kept = []
+        for s in reversed(self._segments):
+            rows = set(range(s.dst_row, s.dst_row + s.num_rows))
+            if not rows & seen:
+                kept.append(s)
+            seen |= rows
+        self._segments = kept[::-1]
+        return original(self)
+
+    return mock.patch.object(Arriving, "wait", last_wins)
+
+
+def _swapped_receives() -> Any:
+    original = Executor.run
+
+    def swapped(self: Executor, actions: Any, *args: Any, **kwargs: Any) -> Any:
+        actions = list(actions)
+        first = next((a for a in actions if a.kind is Kind.RECV_F and a.first == 0 and "->" not in a.module), None)
+        if first is not None:
+            place = actions.index(first)
+            second = next(a for a in actions[place + 1 :] if (a.kind, a.module) == (first.kind, first.module))
+            actions.remove(second)
+            actions.insert(place, second)
+        return original(self, actions, *args, **kwargs)
+
+    return mock.patch.object(Executor, "run", swapped)
+
+
+MUTANTS: dict[str, Callable[[], Any]] = {
+    "gradients averaged over dp": _averaged_over_dp,
+    "loss divided per microbatch": _loss_divided_per_microbatch,
+    "a dropped row": _dropped_row,
+    "no sum in the backward": _no_sum_in_backward,
+    "two swapped receives": _swapped_receives,
+}

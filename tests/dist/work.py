@@ -1,0 +1,58 @@
+"""What the ranks of a test do; in a module of its own so that worker processes can import it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hetsched.batch import Batch
+from hetsched.models.multimodal import builders
+from hetsched.plan import Plan
+from hetsched.runtime.engine import Engine
+from tests.dist.mutants import apply_mutant
+from tests.dist.ragged import RaggedSource
+
+LEARNING_RATE = 0.05
+NUM_STEPS = 5
+BATCH_SIZE = 17
+
+
+@dataclass
+class RankTrained:
+    """What one rank saw: per step the loss, this rank's gradients by name; its weights at the end; bytes it sent."""
+
+    losses: list[float]
+    gradients: list[dict[str, Tensor]]
+    weights: dict[str, Tensor]
+    sent_bytes: list[int]
+
+
+def batches(items: str) -> list[list[int]]:
+    """Five batches of 17 samples, which nothing divides evenly; 16 where all are to be equal."""
+    size = 16 if items == "equal" else BATCH_SIZE
+    return [list(range(size * step, size * (step + 1))) for step in range(NUM_STEPS)]
+
+
+def train_on_ranks(plan: Plan, items: str, mutant: str | None = None) -> RankTrained:
+    """Plain SGD with the engine."""
+    undo = apply_mutant(mutant)
+    try:
+        engine = Engine(plan, builders(plan), timeout_s=30.0)
+        source = RaggedSource(plan.seed, items=items)
+        result = RankTrained([], [], {}, [])
+        for batch in batches(items):
+            report = engine.step(Batch.of(source, batch))
+            result.losses.append(report.loss)
+            result.sent_bytes.append(report.sent_bytes)
+            named = {n: p for n, p in engine.named_parameters() if p.requires_grad}
+            result.gradients.append({n: p.grad.clone() for n, p in named.items() if p.grad is not None})
+            with torch.no_grad():
+                for p in named.values():
+                    assert p.grad is not None
+                    p -= LEARNING_RATE * p.grad
+        result.weights = {n: p.detach().clone() for n, p in engine.named_parameters()}
+        return result
+    finally:
+        undo()

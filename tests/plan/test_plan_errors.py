@@ -1,0 +1,318 @@
+"""A plan that cannot be run is refused by every command, with file, field, value and fix, before a process starts."""
+
+from __future__ import annotations
+
+import copy
+import multiprocessing.process
+import os
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hetsched.cli import main
+from hetsched.config import read_table
+from hetsched.errors import PlanError
+from hetsched.plan import Plan, parse_plan
+from hetsched.plan.checks import check_plan
+from tests.plan.good_plan import GOOD, spoiled
+
+VISION_LAYOUT, LLM_LAYOUT = "layout.dp = 4", "layout = { dp = 2, pp = 2 }"
+EDGE = '[[boundaries]]\nproducer = "vision"\nconsumer = "llm"\n'
+WORLD_2 = ("world_size = 4", "world_size = 2"), (VISION_LAYOUT, "layout.dp = 2")
+
+KEYS_AND_TYPES = [
+    ([("microbatches", "microbatch")], "microbatch", "unknown key 'microbatch'", "write 'microbatches'"),
+    ([("dp = 2, pp", "depth = 2, pp")], "modules.llm.layout.depth", "unknown key 'depth'", "use one of: tp, cp, dp"),
+    ([("[data]", "[dat]")], "dat", "unknown key 'dat'", "write 'data'"),
+    ([("vocab = 40", "vocab = 40\nvocabs = 1")], "model.llm.vocabs", "unknown key 'vocabs'", "write 'vocab'"),
+    ([("world_size = 4\n", "")], "world_size", "missing key 'world_size'", "add world_size = an integer"),
+    ([('kind = "decoder"\n', "")], "model.llm.kind", "kind = None is not known", "'vision', 'decoder'"),
+    ([("microbatches = 4", 'microbatches = "4"')], "microbatches", "microbatches = '4' is not an", "write an integer"),
+    ([("world_size = 4", "world_size = true")], "world_size", "world_size = True is not an", "write an integer"),
+    ([("world_size = 4", "world_size = 4.0")], "world_size", "world_size = 4.0 is not an", "write an integer"),
+    ([("ranks = [0, 1, 2, 3]", "ranks = 4")], "modules.llm.ranks", "modules.llm.ranks = 4 is not a list", "a list"),
+    (
+        [("ranks = [0, 1, 2, 3]", 'ranks = [0, "1"]')],
+        "modules.llm.ranks[1]",
+        "modules.llm.ranks[1] = '1' is not an integer",
+        "write an integer",
+    ),
+    ([("first_rank = 0", "first_rank = 0\nfrozen = 1")], "modules.vision.frozen", "frozen = 1 is not", "true or false"),
+    ([(LLM_LAYOUT, "layout = 4")], "modules.llm.layout", "modules.llm.layout is 4, not a table", "write a table here"),
+    ([("three_phase", "two_phase")], "schedule.encoder", "encoder = 'two_phase' is not known", "'three_phase'"),
+    ([('name = "good"', 'name = "good"\ndtype = "float16"')], "dtype", "dtype = 'float16' is not known", "'float32'"),
+    ([('kind = "decoder"', 'kind = "encoder"')], "model.llm.kind", "kind = 'encoder' is not known", "'decoder'"),
+    ([('kind = "decoder"', 'kind = ["decoder"]')], "model.llm.kind", "kind = ['decoder'] is not known", "'decoder'"),
+    ([("world_size = 4", "world_size 4")], "the text", "not TOML: ", "mend the syntax"),
+]
+RANKS = [
+    ([("[0, 1, 2, 3]", "[0, 1, 2, 2]")], "modules.llm.ranks", "rank 2 is listed 2 times", "list each rank once"),
+    ([("[0, 1, 2, 3]", "[0, 1, 2, 4]")], "modules.llm.ranks", "rank 4 is outside the world of 4", "use ranks 0 to 3"),
+    ([("[0, 1, 2, 3]", "[0, 1, 2, -1]")], "modules.llm.ranks", "rank -1 is outside the world", "use ranks 0 to 3"),
+    ([("first_rank = 0", "first_rank = 1")], "modules.vision.first_rank", "rank 4 is outside", "or raise world_size"),
+    ([("[0, 1, 2, 3]", "[0, 1, 2]")], "modules.llm.ranks", "3 ranks for a layout of tp*cp*dp*pp=4", "list 4 ranks"),
+    ([("dp = 2, pp = 2", "dp = 1, pp = 2")], "modules.llm.ranks", "4 ranks for a layout of tp*cp*dp*pp=2", "degrees"),
+    ([(VISION_LAYOUT, "layout.dp = 5")], "modules.vision.layout", "dp*pp=5 ranks in a world of 4", "world_size to 5"),
+    (
+        [(VISION_LAYOUT, "layout.dp = 999999999999999")],
+        "modules.vision.layout",
+        "dp*pp=999999999999999 ranks in a world of 4",
+        "lower the degrees",
+    ),
+    ([("first_rank = 0\n", "")], "modules.vision.ranks", "gives neither of ranks and first_rank", "give one"),
+    ([("ranks = [", "first_rank = 0\nranks = [")], "modules.llm.ranks", "both of ranks and first_rank", "give one"),
+    (
+        [("world_size = 4", "world_size = 6")],
+        "world_size",
+        "world_size = 6, but rank 4 belongs to no",
+        "lower world_size",
+    ),
+    (
+        [("world_size = 4", "world_size = 999999999999999")],
+        "world_size",
+        "rank 4 belongs to no module",
+        "lower world_size",
+    ),
+    ([("world_size = 4", "world_size = 0")], "world_size", "world_size = 0", "use at least 1"),
+    ([("microbatches = 4", "microbatches = 0")], "microbatches", "microbatches = 0", "use at least 1"),
+]
+DEGREES = [
+    (
+        [("layout.dp = 4", "layout = { tp = 3, dp = 4 }")],
+        "modules.vision.layout.tp",
+        "tp=3 does not divide",
+        "from 1, 2",
+    ),
+    ([("dp = 2, pp = 2", "tp = 4")], "modules.llm.layout.tp", "tp=4 does not divide num_kv_heads=2", "from 1, 2"),
+    ([("dp = 2, pp = 2", "tp = 2, dp = 2")], "modules.llm.layout.tp", "tp=2 is not built yet", "leave tp at 1"),
+    ([("dp = 2, pp = 2", "cp = 2, dp = 2")], "modules.llm.layout.cp", "cp=2 is not built yet", "leave cp at 1"),
+    ([("dp = 2, pp = 2", "ep = 2, dp = 2")], "modules.llm.layout.ep", "ep=2 is not built yet", "leave ep at 1"),
+    ([("dp = 2, pp = 2", "vpp = 2, dp = 2")], "modules.llm.layout.vpp", "vpp=2, but 1f1b has 1", "write vpp = 1"),
+    ([("dp = 4", "dp = 0")], "modules.vision.layout.dp", "module vision: dp=0", "use at least 1"),
+    ([("dp = 2, pp = 2", "pp = -2")], "modules.llm.layout.pp", "module llm: pp=-2", "use at least 1"),
+    ([("dp = 2, pp = 2", "pp = 4")], "modules.llm.layout.pp", "4 stages for 2 layers", "pp of at most 2"),
+]
+GRAPH = [
+    (
+        [('"vision"\nconsumer', '"eyes"\nconsumer')],
+        "boundaries[0].producer",
+        "no module 'eyes'",
+        "use one of: vision, llm",
+    ),
+    ([('consumer = "llm"', 'consumer = "llm"\nstage = 2')], "boundaries[0].stage", "stage 2 of 2", "use 0 to 1"),
+    ([('consumer = "llm"', 'consumer = "llm"\nhidden = 0')], "boundaries[0].hidden", "hidden=0", "or leave it out"),
+    ([(EDGE, EDGE + EDGE)], "boundaries[1]", "boundary vision->llm is given twice", "remove one"),
+    ([(EDGE, "")], "boundaries", "2 modules have no boundary that leaves them (vision, llm)", "but the one"),
+    ([(EDGE, EDGE + EDGE.replace("vision", "llm"))], "boundaries", "0 modules have no boundary", "but the one"),
+    (
+        [
+            ("[modules.llm]", "[modules.audio]\nfirst_rank = 0\n\n[modules.llm]"),
+            (EDGE, EDGE + EDGE.replace("llm", "vision").replace("vision", "audio", 1)),
+        ],
+        "boundaries[1].consumer",
+        "boundary audio->vision: chains of modules are not built yet",
+        "let audio feed llm",
+    ),
+    ([("[modules.vision]", "[modules.vi-sion]")], "modules.vi-sion", "'vi-sion' is no module name", "underscores"),
+    (
+        [("first_rank = 0", "first_rank = 0\nfrozen = true"), ("ranks = [", "frozen = true\nranks = [")],
+        "modules.llm.frozen",
+        "every module is frozen: nothing trains",
+        "leave out frozen = true",
+    ),
+]
+MODEL = [
+    ([("[model.vision]", "[model.audio]")], "model.vision", "module vision has no sizes", "add [model.vision]"),
+    (
+        [("[data]", GOOD[GOOD.index("[model.llm]") : GOOD.index("[data]")].replace("llm", "lm") + "[data]")],
+        "model",
+        "model sizes for 'lm', which is no module",
+        "remove them",
+    ),
+    (
+        [("[model.vision]", "[model.x]"), ("[model.llm]", "[model.vision]"), ("[model.x]", "[model.llm]")],
+        "model.vision.kind",
+        "module vision is a decoder",
+        'kind = "vision"',
+    ),
+    ([("hidden = 24", "hidden = 999999999999999989")], "model.llm.heads", "heads=4 does not divide", "from 1"),
+    ([("vocab = 40", "vocab = 0")], "model.llm.vocab", "vocab=0", "write a positive number"),
+    ([("kv_heads = 2", "kv_heads = 3")], "model.llm.kv_heads", "kv_heads=3 does not divide heads=4", "from 1, 2, 4"),
+    (
+        [("hidden = 16\nheads = 2", "hidden = 16\nheads = 3")],
+        "model.vision.heads",
+        "does not divide hidden=16",
+        "1, 2, 4",
+    ),
+    (
+        [("hidden = 16\nheads = 2", "hidden = 18\nheads = 2")],
+        "model.vision.hidden",
+        "hidden=18 is not a multiple",
+        "20",
+    ),
+    ([("heads = 4\nkv_heads = 2", "heads = 8\nkv_heads = 2")], "model.llm.heads", "odd head size, 3", "is even"),
+    (
+        [("first_rank = 0", "first_rank = 0\nhidden = 16")],
+        "modules.vision.hidden",
+        "hidden is given twice",
+        "remove it",
+    ),
+    (
+        [(GOOD[GOOD.index("[model.vision]") :], "")],
+        "modules.vision.hidden",
+        "has no hidden size",
+        "add hidden = <width>",
+    ),
+    (
+        [(GOOD[GOOD.index("[model.vision]") :], ""), ("first_rank = 0", "first_rank = 0\nhidden = 0")],
+        "modules.vision.hidden",
+        "module vision: hidden=0",
+        "use at least 1",
+    ),
+]
+DATA_AND_TRAINING = [
+    ([("batch_size = 16", "batch_size = 7")], "data.batch_size", "batch_size = 7 for 8 microbatches", "use at least 8"),
+    ([("batch_size = 16", "batch_size = 16\nseed = -1")], "data.seed", "seed = -1", "use at least 0"),
+    ([("batch_size = 16", "batch_size = 16\nnum_heldout = 0")], "data.num_heldout", "num_heldout = 0", "at least 1"),
+    ([("steps = 3", "steps = -3")], "training.steps", "steps = -3", "use at least 1"),
+    ([("steps = 3", "steps = 3\nlearning_rate = nan")], "training.learning_rate", "learning_rate = nan", "positive"),
+    ([("steps = 3", "steps = 3\nlearning_rate = 0")], "training.learning_rate", "learning_rate = 0.0", "positive"),
+    ([("steps = 3", "steps = 3\nbeta2 = 1.0")], "training.beta2", "beta2 = 1.0", "below 1"),
+    ([("steps = 3", "steps = 3\nclip_grad_norm = -1")], "training.clip_grad_norm", "clip_grad_norm = -1.0", "least 0"),
+]
+FAULTS = KEYS_AND_TYPES + RANKS + DEGREES + GRAPH + MODEL + DATA_AND_TRAINING
+ONLY_TRAIN = [
+    ([("[data]\nbatch_size = 16\n", "")], "data", "there is no [data]", "add it"),
+    ([("[training]\nsteps = 3\n", "")], "training", "there is no [training]", "add it"),
+    (
+        [
+            ("[modules.vision]", "[modules.eyes]"),
+            ('producer = "vision"', 'producer = "eyes"'),
+            ("[model.vision]", "[model.eyes]"),
+        ],
+        "modules",
+        "the digits are images for one encoder, 'vision'; the plan has eyes",
+        "have one encoder, named vision",
+    ),
+]
+
+
+class Started(Exception):  # noqa: N818  # what happened, not a fault
+    """A process was started."""
+
+
+@pytest.fixture
+def no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(*_: object, **__: object) -> None:
+        raise Started
+
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", start)
+    monkeypatch.setattr(subprocess, "Popen", start)
+    monkeypatch.setattr(os, "fork", start)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def refusal(command: str, text: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """What the command says of a plan that it refuses with exit 1 and nothing on stdout."""
+    Path("bad.toml").write_text(text)
+    assert main([command, "bad.toml"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert sorted(path.name for path in Path().iterdir()) == ["bad.toml"]
+    return err
+
+
+def check_message(message: str, *, field: str, problem: str, fix: str) -> None:
+    first, where, last = message.splitlines()
+    assert first.startswith("PlanError: ") and problem in first
+    assert where == f"  field {field} in bad.toml"
+    assert last.startswith("  fix: ") and fix in last
+
+
+@pytest.mark.usefixtures("here", "no_process")
+@pytest.mark.parametrize(("changes", "field", "problem", "fix"), FAULTS, ids=[fault[2] for fault in FAULTS])
+def test_every_command_refuses_it(
+    changes: list[tuple[str, str]], field: str, problem: str, fix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in ("check", "show", "train"):
+        check_message(refusal(command, spoiled(*changes), capsys), field=field, problem=problem, fix=fix)
+
+
+@pytest.mark.usefixtures("here", "no_process")
+@pytest.mark.parametrize(("changes", "field", "problem", "fix"), ONLY_TRAIN, ids=[fault[2] for fault in ONLY_TRAIN])
+def test_train_refuses_what_it_cannot_train(
+    changes: list[tuple[str, str]], field: str, problem: str, fix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    check_message(refusal("train", spoiled(*changes), capsys), field=field, problem=problem, fix=fix)
+    assert main(["check", "bad.toml"]) == 0
+
+
+@pytest.mark.usefixtures("here", "no_process")
+def test_the_plan_that_the_faults_are_made_from_is_fine_and_would_start_processes() -> None:
+    Path("good.toml").write_text(GOOD)
+    assert main(["check", "good.toml"]) == 0
+    with pytest.raises(Started):
+        main(["train", "good.toml"])
+
+
+@pytest.mark.usefixtures("here")
+def test_a_file_that_is_not_utf_8_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("bad.toml").write_bytes(b'name = "\xff"')
+    assert main(["check", "bad.toml"]) == 1
+    check_message(capsys.readouterr().err, field="the text", problem="at byte 8", fix="UTF-8")
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.dates(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=4,
+)
+TABLE = tomllib.loads(GOOD)
+
+
+def places(table: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The path of every value in nested tables and lists."""
+    entries = table.items() if isinstance(table, dict) else enumerate(table) if isinstance(table, list) else ()
+    for key, value in entries:
+        yield (*path, key)
+        yield from places(value, (*path, key))
+
+
+@given(st.sampled_from(sorted(places(TABLE), key=str)), VALUES)
+def test_any_value_in_any_place_is_read_or_refused_with_a_plan_error(place: tuple[Any, ...], value: object) -> None:
+    table = copy.deepcopy(TABLE)
+    inner = table
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    try:
+        plan = read_table(Plan, table)
+        check_plan(plan)
+    except PlanError:
+        return
+    assert plan.digest
+
+
+def test_digests_tell_plans_apart_and_not_files() -> None:
+    one, other = parse_plan(GOOD, source="a.toml"), parse_plan(GOOD, source="b.toml")
+    assert one.digest == other.digest and hash(one) == hash(other) and one == other
+    assert (
+        len(
+            {
+                one.digest,
+                *(parse_plan(spoiled((f"ffn = 16\n{end}", f"ffn = 20\n{end}"))).digest for end in ("patch", "vocab")),
+            }
+        )
+        == 3
+    )

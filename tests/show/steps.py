@@ -1,0 +1,70 @@
+"""Timelines to draw."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from hetsched.layout.placement import Edge, ModuleOnLanes, Topology
+from hetsched.lower.transfers import lower_transfers
+from hetsched.schedule.registry import training_program
+from hetsched.schedule.table import ActionTable
+from hetsched.sim.costs import Costs, Link
+from hetsched.sim.simulate import simulate
+from hetsched.sim.timeline import Span, Stream, Timeline, make_timeline
+
+Result = TypeVar("Result")
+MS = 1_000_000
+_IDLE_LOOP_S = 0.04
+"""A million additions on an idle core."""
+
+
+def colocated_step(num_lanes: int = 4, num_microbatches: int = 4, *, encoder: str = "three_phase") -> Timeline:
+    """1F1B with an encoder on every lane, and messages of 0.1 ms."""
+    lanes = range(num_lanes)
+    vision = ModuleOnLanes("vision", (tuple((lane,) for lane in lanes),), takes_items=True)
+    llm = ModuleOnLanes("llm", tuple(((lane,),) for lane in lanes))
+    topology = Topology(num_lanes, (vision, llm), (Edge("vision", "llm"),))
+    program = lower_transfers(
+        training_program(topology, sink="llm", pipeline="1f1b", encoder=encoder, num_microbatches=num_microbatches)
+    )
+    durations = {"llm:F": 10 * MS, "llm:B": 20 * MS, "vision:F": 4 * MS, "vision:B": 8 * MS}
+    links = {"default": Link(latency_ns=MS // 10)}
+    return simulate(program, Costs(ActionTable.parse(durations), links=links))
+
+
+def changed(timeline: Timeline, change: Callable[[Span], Span | None]) -> Timeline:
+    """The timeline with every span changed, or dropped where the change is None."""
+    spans = (change(span) for span in timeline.spans)
+    return make_timeline(timeline.program, [span for span in spans if span is not None])
+
+
+def later_from(timeline: Timeline, action: str, by_ns: int) -> Timeline:
+    """The timeline with one compute action longer, and all that follows it on its lane later."""
+    (first,) = (s for s in timeline.spans if str(s.action) == action and s.stream is Stream.COMPUTE)
+
+    def change(span: Span) -> Span:
+        if span.lane != first.lane or span.start_ns < first.start_ns or span.stream is not Stream.COMPUTE:
+            return span
+        start = span.start_ns if span == first else span.start_ns + by_ns
+        return span._replace(start_ns=start, end_ns=span.end_ns + by_ns)
+
+    return changed(timeline, change)
+
+
+def idle_seconds(function: Callable[[], Result]) -> tuple[float, Result]:
+    """What a function takes on an idle core: its processor time, corrected by how slow the core is beside it."""
+    before = _loop_s()
+    began = time.process_time()
+    result = function()
+    taken = time.process_time() - began
+    slowness = max(1.0, (before + _loop_s()) / 2 / _IDLE_LOOP_S)
+    return taken / slowness, result
+
+
+def _loop_s() -> float:
+    began, total = time.process_time(), 0
+    for number in range(1_000_000):
+        total += number
+    return time.process_time() - began

@@ -1,0 +1,128 @@
+"""The SVG shows every action at its place, says what it is without color, and stays small."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from itertools import combinations, pairwise
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from hetsched.cli.schedule_flags import MODULE
+from hetsched.schedule.action import Kind
+from hetsched.show.layer import Layer
+from hetsched.show.palette import Hatch, Look, Palette
+from hetsched.show.svg import to_svg
+from hetsched.sim.costs import Costs
+from hetsched.sim.simulate import simulate
+from hetsched.sim.timeline import Stream, Timeline
+from tests.plan.pipelines import lowered, unlowered
+from tests.show.steps import colocated_step, idle_seconds
+
+SVG = "{http://www.w3.org/2000/svg}"
+BOX = re.compile(r"M([\d.]+) (\d+)h([\d.]+)v(\d+)h-[\d.]+z")
+
+
+def root_of(timeline: Timeline) -> ElementTree.Element:
+    return ElementTree.fromstring(to_svg([Layer("step", timeline)], title="a <step> & more"))
+
+
+def boxes(root: ElementTree.Element) -> dict[str, list[tuple[float, int, float]]]:
+    """Fill -> (left, top, width) of the blocks drawn with it."""
+    found: dict[str, list[tuple[float, int, float]]] = defaultdict(list)
+    for path in root.iter(f"{SVG}path"):
+        for left, top, width, _ in BOX.findall(path.get("d") or ""):
+            found[path.get("fill") or ""].append((float(left), int(top), float(width)))
+    return found
+
+
+def test_every_action_is_a_block_and_blocks_lie_where_their_times_are() -> None:
+    timeline = colocated_step()
+    found = boxes(root_of(timeline))
+    spans = [s for s in timeline.spans if s.stream is Stream.COMPUTE]
+    every = sorted((top, left, width) for blocks in found.values() for left, top, width in blocks)
+    assert len(every) == len(spans)
+    first, last = min(every, key=lambda b: b[1]), max(every, key=lambda b: b[1] + b[2])
+    scale = (last[1] + last[2] + 1 - first[1]) / timeline.makespan_ns
+    tops = sorted({top for top, _, _ in every})
+    wanted = sorted((tops[s.lane], first[1] + s.start_ns * scale, s.duration_ns * scale) for s in spans)
+    for (top, left, width), (wanted_top, wanted_left, wanted_width) in zip(every, wanted, strict=True):
+        assert top == wanted_top
+        assert left == pytest.approx(wanted_left, abs=0.2)
+        assert width == pytest.approx(wanted_width - 1, abs=0.2)
+
+
+def test_a_fused_pair_is_drawn_as_its_two_parts() -> None:
+    timeline = simulate(lowered(unlowered("dualpipev", 2, 6)), Costs.constant(F=100, I=100, W=100))
+    pairs = sum(bool(s.action.parts) for s in timeline.spans)
+    computed = sum(s.stream is Stream.COMPUTE for s in timeline.spans)
+    assert pairs and sum(map(len, boxes(root_of(timeline)).values())) == computed + pairs
+
+
+def test_the_title_is_text_and_the_legend_names_every_look() -> None:
+    texts = [text.text for text in root_of(colocated_step()).iter(f"{SVG}text")]
+    assert "a <step> & more" in texts
+    assert {"llm F", "llm B", "vision F", "vision B", "idle", "critical path"} <= set(texts)
+
+
+def test_names_of_blocks_do_not_overlap() -> None:
+    rows: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for text in root_of(colocated_step()).iter(f"{SVG}text"):
+        if re.fullmatch(r"v?[FB]\d*", text.text or ""):
+            half = 6.2 * len(text.text or "") / 2
+            x = float(text.get("x") or 0)
+            rows[text.get("y") or ""].append((x - half, x + half))
+    assert sum(map(len, rows.values())) > 20
+    for row in rows.values():
+        for (_, end), (start, _) in pairwise(sorted(row)):
+            assert end <= start
+
+
+def luminance(color: str) -> float:
+    """WCAG's relative luminance."""
+    channels = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def contrast(one: str, other: str) -> float:
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def are_told_apart_in_gray(one: Look, other: Look) -> bool:
+    return one.hatch is not other.hatch or contrast(one.fill, other.fill) >= 1.5
+
+
+def all_looks() -> list[Look]:
+    zero_bubble = unlowered("zb-h1", 2, 4)
+    return Palette([colocated_step().program, unlowered("1f1b", 2, 4), zero_bubble]).looks
+
+
+def test_looks_differ_without_color() -> None:
+    looks = all_looks()
+    assert {look.name for look in looks} >= {f"{MODULE} {kind}" for kind in (Kind.F, Kind.B, Kind.I, Kind.W)}
+    assert [pair for pair in combinations(looks, 2) if not are_told_apart_in_gray(*pair)] == []
+
+
+def test_two_looks_of_one_gray_would_be_found() -> None:
+    assert not are_told_apart_in_gray(Look("a", "#cc4444", "#000000"), Look("b", "#2d8f2d", "#000000"))
+
+
+def test_names_can_be_read_on_their_fill() -> None:
+    assert [look.name for look in all_looks() if contrast(look.fill, look.ink) < 3.0] == []
+
+
+def test_encoders_are_hatched_and_the_language_model_is_not() -> None:
+    for look in Palette([colocated_step().program]).looks:
+        assert (look.hatch is not Hatch.NONE) == look.name.startswith("vision")
+
+
+def test_64_lanes_of_256_microbatches_are_written_within_2_s(tmp_path: Path) -> None:
+    timeline = colocated_step(64, 256, encoder="stage0")
+    path = tmp_path / "step.svg"
+    seconds, _ = idle_seconds(lambda: path.write_text(to_svg([Layer("step", timeline)], title="64 x 256")))
+    assert seconds < 2
+    assert path.stat().st_size < 4_000_000

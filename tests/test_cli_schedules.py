@@ -1,0 +1,388 @@
+"""The commands that schedules are read, checked, timed, drawn and exchanged with."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hetsched.check.validate import validate
+from hetsched.cli import main
+from hetsched.lower.transfers import lower_transfers
+from hetsched.schedule.registry import PIPELINES
+from hetsched.schedule.serialize import program_from_json, program_to_json
+from hetsched.sim.timeline import Timeline, make_timeline
+from tests.plan.good_plan import GOOD
+from tests.plan.literal import literal, pipeline, replicated
+
+Output = pytest.CaptureFixture[str]
+FLAGS = ["--schedule", "1f1b", "--stages", "4", "--microbatches", "8"]
+SOUND = literal([pipeline([0], [1])], 2, "0F0 0F1 0B0 0B1", "1F0 1B0 1F1 1B1")
+FAULTY_CSV = "0F0,0B0,0B0\n1F0,1B0\n"
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def simulated(capsys: Output, *flags: str) -> dict[str, Any]:
+    assert main(["simulate", *flags, "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    return json.loads(out)
+
+
+def usage_error(capsys: Output, *argv: str) -> str:
+    """The one line that a wrong command line gets, with exit 2."""
+    try:
+        code: object = main(argv)
+    except SystemExit as error:
+        code = error.code
+    out, err = capsys.readouterr()
+    assert (code, out) == (2, "")
+    (line,) = err.splitlines()
+    return line
+
+
+def schedule(name: str, stages: int, microbatches: int, cost: str, *more: str) -> list[str]:
+    flags = ["--schedule", name, "--stages", str(stages), "--microbatches", str(microbatches), "--cost", cost]
+    return [*flags, *more]
+
+
+@dataclass(frozen=True)
+class Formula:
+    """What a paper says of its schedule on P lanes with M microbatches; ``work`` is that of a lane."""
+
+    name: str
+    stages: int
+    cost: str
+    makespan: int
+    work: int
+    live: list[int]
+
+
+P, M = 4, 8
+FORMULAS = [
+    Formula("gpipe", P, "F=1,B=2", (M + P - 1) * 3, M * 3, [M] * P),
+    Formula("1f1b", P, "F=1,B=2", (M + P - 1) * 3, M * 3, [4, 3, 2, 1]),
+    Formula("interleaved", 2 * P, "F=1,B=2", (2 * M + P - 1) * 3, 2 * M * 3, [11, 9, 7, 5]),
+    Formula("zb-h1", P, "F=1,I=1,W=1", M * 3 + P - 1, M * 3, [P] * P),
+    Formula("zb-v", 2 * P, "F=1,I=1,W=1", 2 * M * 3 + P - 1, 2 * M * 3, [2 * P] * P),
+    Formula("dualpipev", 2 * P, "F=1,I=1,W=1", 2 * M * 3 + (P - 1) * 2, 2 * M * 3, [2 * P + 1] * P),
+]
+
+
+@pytest.mark.parametrize("formula", FORMULAS, ids=lambda formula: formula.name)
+def test_simulate_finds_the_figures_of_the_papers(formula: Formula, capsys: Output) -> None:
+    figures = simulated(capsys, *schedule(formula.name, formula.stages, M, formula.cost))
+    makespan = formula.makespan
+    assert (figures["makespan"], figures["lanes"], figures["stages"]) == (makespan, P, formula.stages)
+    assert figures["peak_live_microbatches"] == formula.live
+    bubble = figures["bubble"]
+    causes = {"warmup", "cooldown", "dependency", "transfer", "imbalance"}
+    assert set(bubble) == {"total", "fraction"} | causes
+    assert bubble["total"] == P * (makespan - formula.work) == sum(bubble[cause] for cause in causes)
+    assert bubble["fraction"] == pytest.approx(1 - formula.work / makespan, abs=1e-15)
+    assert figures["lower_bound"] <= makespan
+    assert figures["gap"] == makespan / figures["lower_bound"] - 1
+
+
+def test_interleaving_takes_any_number_of_virtual_stages(capsys: Output) -> None:
+    figures = simulated(capsys, *schedule("interleaved", 12, 8, "F=1,B=2", "--virtual-stages", "3"))
+    assert (figures["lanes"], figures["makespan"]) == (4, 3 * 8 * 3 + 3 * 3)
+
+
+@pytest.mark.parametrize(
+    ("cost", "makespan"),
+    [
+        ("F=1,B=2", 33),
+        ("F=0.5,B=1", 16.5),
+        ("F=0.1,B=0.2", 3.3),
+        ("F=0.1,I=0.1,W=0.1", 3.3),
+        ("F=.25,B=.5", 8.25),
+        ("F=1e-1,B=2E-1", 3.3),
+        ("F=0.00000001,B=0.00000002", 33e-8),
+        ("F=1000000,B=2000000", 33_000_000),
+        ("F=0,B=0", 0),
+        ("F=1,B=2,F0=4", 33 + 4 * 3),
+        ("F=1,B=2,llm:0F=0.5", 32.5),
+    ],
+)
+def test_times_are_exact_in_the_unit_of_the_costs(cost: str, makespan: float, capsys: Output) -> None:
+    figures = simulated(capsys, *schedule("1f1b", 4, 8, cost))
+    assert figures["makespan"] == makespan
+    assert isinstance(figures["makespan"], type(makespan))
+
+
+def test_a_cost_file_gives_nanoseconds_links_and_memory(here: Path, capsys: Output) -> None:
+    costs = {"durations_ns": {"F": 10, "B": 20}, "links": {"default": {"latency_ns": 5}}}
+    (here / "costs.json").write_text(json.dumps(costs))
+    flags = ["--schedule", "1f1b", "--stages", "2", "--microbatches", "1", "--cost-file", "costs.json"]
+    figures = simulated(capsys, *flags)
+    assert figures["makespan"] == 2 * 30 + 2 * 5
+    assert figures["bubble"]["transfer"] == 5
+    assert main(["show", *flags]) == 0
+    assert "step 70 ns" in capsys.readouterr().out
+
+
+def test_simulate_without_json_says_the_same_in_words(capsys: Output) -> None:
+    assert main(["simulate", *FLAGS, "--cost", "F=0.5,B=1"]) == 0
+    words = capsys.readouterr().out
+    for expected in ("makespan     16.5", "lower bound  16.5, gap 0.0%", "bubble       18, 27.3%", "4 3 2 1"):
+        assert expected in words
+
+
+def test_the_written_program_is_the_one_that_was_timed(here: Path, capsys: Output) -> None:
+    figures = simulated(capsys, *schedule("zb-v", 6, 5, "F=1,I=1,W=1", "-o", "program"))
+    program = program_from_json(json.loads((here / "program").read_text()))
+    rows = tuple(tuple(action for action in lane if action.kind.is_compute) for lane in program.lanes)
+    assert rows == PIPELINES["zb-v"].rows(3, 5, module="llm", num_virtual=2)
+    assert main(["check", "program"]) == 0
+    assert main(["show", "program", "--cost", "F=1,I=1,W=1"]) == 0
+    assert f"step {figures['makespan']}," in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["simulate"], "--schedule"),
+        (["simulate", *FLAGS], "--cost"),
+        (["simulate", *FLAGS, "--cost", ""], "--cost"),
+        (["simulate", *FLAGS, "--cost", "F"], "'F'"),
+        (["simulate", *FLAGS, "--cost", "F=one"], "'F=one'"),
+        (["simulate", *FLAGS, "--cost", "F=-1,B=2"], "'F=-1'"),
+        (["simulate", *FLAGS, "--cost", "F=nan,B=2"], "'F=nan'"),
+        (["simulate", *FLAGS, "--cost", "F=inf,B=2"], "'F=inf'"),
+        (["simulate", *FLAGS, "--cost", "F=1e999,B=2"], "'F=1e999'"),
+        (["simulate", *FLAGS, "--cost", "F=1;B=2"], "'F=1;B=2'"),
+        (["simulate", *FLAGS, "--cost", "F=1,B=2,"], "''"),
+        (["simulate", *FLAGS, "--cost", "F=1,X=2"], "'X'"),
+        (["simulate", *FLAGS, "--cost", "F=1,F=2,B=2"], "F twice"),
+        (["simulate", *FLAGS, "--cost", "F=1"], "no cost for llm:0B0"),
+        (["simulate", *FLAGS, "--cost", "F=1,I=1"], "no cost for llm:0B0"),
+        (["simulate", *FLAGS, "--cost", "F=1,B=3,I=1,W=1"], "B is not the sum"),
+        (["simulate", *FLAGS, "--cost", "F=1,B=2,SEND_F=1"], "--cost-file"),
+        (["simulate", *FLAGS, "--cost", "F=99999999999999999999,B=2"], "too large"),
+        (["simulate", *FLAGS, "--cost", "F=1,B=2.0000000000000000000000001"], "decimals"),
+        (["simulate", *FLAGS, "--cost-file", "missing.json"], "missing.json"),
+        (["simulate", *FLAGS, "--cost", "F=1,B=2", "--cost-file", "missing.json"], "--cost-file"),
+        (["simulate", *schedule("zb-h1", 4, 8, "F=1,B=2")], "no cost for llm:0I0"),
+        (["simulate", *schedule("1F1B", 4, 8, "F=1,B=2")], "'1F1B'"),
+        (["simulate", *schedule("1f1b", 0, 8, "F=1,B=2")], "--stages"),
+        (["simulate", *schedule("1f1b", 4, 0, "F=1,B=2")], "--microbatches"),
+        (["simulate", *schedule("1f1b", 4, 8, "F=1,B=2", "--virtual-stages", "0")], "--virtual-stages"),
+        (["simulate", *schedule("1f1b", 4, 8, "F=1,B=2", "--virtual-stages", "2")], "interleaved takes any number"),
+        (["simulate", *schedule("zb-v", 4, 8, "F=1,I=1,W=1", "--virtual-stages", "1")], "zb-v has 2 on each lane"),
+        (["simulate", *schedule("zb-v", 5, 8, "F=1,I=1,W=1")], "multiple of 2"),
+        (["simulate", *schedule("interleaved", 4, 8, "F=1,B=2", "--virtual-stages", "3")], "multiple of 3"),
+        (["simulate", *FLAGS, "--cost", "F=1,B=2", "-o", "nowhere/program.json"], "nowhere/program.json"),
+        (["simulate", "sound.csv", *FLAGS, "--cost", "F=1,B=2"], "sound.csv"),
+        (["check"], "FILE"),
+        (["check", "missing.csv"], "missing.csv"),
+        (["check", "."], "no file ."),
+        (["show"], "FILE"),
+        (["show", "sound.csv", *FLAGS], "FILE"),
+        (["show", "--schedule", "1f1b", "--stages", "4"], "--microbatches"),
+        (["show", "--stages", "4"], "--schedule"),
+        (["show", "--cost", "F=1,B=2"], "FILE"),
+        (["show", "good.toml", "--cost", "F=1,B=2"], "times of its own"),
+        (["show", "sound.csv", "--cost", "F=1"], "no cost for llm:0B0"),
+        (["show", "sound.csv", "--width", "0"], "--width"),
+        (["export", "sound.csv"], "--format"),
+        (["export", "sound.csv", "--format", "xml"], "'xml'"),
+        (["export", "missing.csv", "--format", "json"], "missing.csv"),
+        (["export", "sound.csv", "--format", "json", "-o", "nowhere/out"], "nowhere/out"),
+        (["train", "sound.csv"], "takes a plan"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_wrong_command_line_gets_one_line_and_exit_2(argv: list[str], said: str, here: Path, capsys: Output) -> None:
+    (here / "sound.csv").write_text("0F0,0B0\n1F0,1B0\n")
+    (here / "good.toml").write_text(GOOD)
+    assert said in usage_error(capsys, *argv)
+
+
+SOUND_FILES = {
+    "plan.toml": GOOD,
+    "program.json": json.dumps(program_to_json(SOUND)),
+    "lowered.json": json.dumps(program_to_json(lower_transfers(SOUND))),
+    "compute_only.csv": "0F0,0F1,0B0,0B1\r\n1F0,1B0,1F1,1B1\r\n",
+    "pairs.csv": "0F0,1F0,,(0F1;1B0)OVERLAP_F_B,0B0,1F1,1B1,0B1\n",
+    "compute_comms.csv": "0UNSHARD,0F0,0SEND_F0,0RECV_B0,0B0,0REDUCE_GRAD,0RESHARD\n"
+    "1RECV_F0,1F0,1B0,1SEND_B0,1REDUCE_GRAD\n",
+    "plan": GOOD,
+    "program": json.dumps(program_to_json(SOUND)),
+    "schedule": "0F0,0B0\n1F0,1B0\n",
+}
+
+
+@pytest.mark.parametrize("name", SOUND_FILES)
+def test_check_finds_a_sound_file_sound_whatever_its_kind(name: str, here: Path, capsys: Output) -> None:
+    (here / name).write_text(SOUND_FILES[name])
+    assert main(["check", name]) == 0
+    out, err = capsys.readouterr()
+    assert (re.match(rf"{name}: sound; .*lanes, \d+ microbatches, \d+ actions\n", out) is not None, err) == (True, "")
+    assert main(["check", name, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["sound"] is True
+
+
+HUGE = program_to_json(SOUND) | {"num_microbatches": 10**12}
+NO_MODULE = program_to_json(SOUND) | {"lanes": [["vision:0F0", "llm:0F1"], []]}
+NO_STAGE = program_to_json(SOUND) | {"lanes": [["llm:7F0", "llm:0F1"], []]}
+FAULTY_FILES = {
+    "bogus.csv": ("0F0,0BOGUS\n", "row 1, column 2: '0BOGUS'"),
+    "letters.csv": ("0F0,0B0\n1F0,1F1x\n", "row 2, column 2: '1F1x'"),
+    "minus.csv": ("0F-1,0B0\n", "row 1, column 1: '0F-1'"),
+    "twice.csv": (FAULTY_CSV, "llm:0B0 is done twice"),
+    "early.csv": ("0F0,0B0\n1B0,1F0\n", "llm:1B0 is a backward before its forward"),
+    "circle.csv": ("0F0,0B0,0F1,0B1\n1F0,1F1,1B0,1B1\n", "wait"),
+    "swapped.csv": (
+        "0F0,0SEND_F0,0F1,0SEND_F1,0RECV_B0,0B0,0RECV_B1,0B1\n1RECV_F1,1RECV_F0,1F0,1F1,1B0,1SEND_B0,1B1,1SEND_B1\n",
+        "order",
+    ),
+    "binary.csv": (b"\xff\xfe0F0", "not text"),
+    "empty.csv": ("", "empty"),
+    "empty.json": ("", "empty"),
+    "empty.toml": ("", "PlanError"),
+    "empty": ("", "empty"),
+    "blank.csv": ("\n \n", "empty"),
+    "half.json": ('{"format": ', "not JSON"),
+    "list.json": ("[]", "format"),
+    "other.json": ('{"format": "other-1"}', "hetsched-program-1"),
+    "deep.json": ("[" * 100_000, "not JSON"),
+    "long.json": ('{"format": "hetsched-program-1", "x": ' + "9" * 5000 + "}", "not JSON"),
+    "no_module.json": (json.dumps(NO_MODULE), "vision"),
+    "no_stage.json": (json.dumps(NO_STAGE), "llm:7F0"),
+    "huge.json": (json.dumps(HUGE), "1000000000000 microbatches"),
+    "huge_stage.json": (json.dumps(NO_STAGE).replace("7F0", "99999999999F0"), "llm:99999999999F0"),
+    "wrong.toml": ("[modules]\n", "PlanError"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTY_FILES)
+def test_check_shows_the_fault_of_a_faulty_file_and_exits_1(name: str, here: Path, capsys: Output) -> None:
+    content, fault = FAULTY_FILES[name]
+    (here / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert main(["check", name]) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and fault in err and name in err
+    assert main(["check", name, "--json"]) == 1
+    out, err = capsys.readouterr()
+    answer = json.loads(out)
+    assert (answer["sound"], err) == (False, "") and fault.replace("PlanError", "field") in answer["fault"]
+    for command in (["show", name], ["export", name, "--format", "json"], ["export", name, "--format", "torch-csv"]):
+        assert main(command) == 1
+        out, err = capsys.readouterr()
+        assert out == "" and fault in err
+
+
+def test_a_fault_is_shown_with_its_lanes_and_an_arrow(here: Path, capsys: Output) -> None:
+    (here / "twice.csv").write_text(FAULTY_CSV)
+    main(["check", "twice.csv"])
+    assert capsys.readouterr().err.splitlines() == [
+        "ScheduleError: twice.csv: lane 0, action 2: llm:0B0 is done twice: also by llm:0B0 (lane 0, action 1)",
+        "lane 0  @2  llm:0F0  llm:0B0  [llm:0B0]  end",
+        "                              ^^^^^^^^^ here",
+        "lane 1  @2  llm:1F0  llm:1B0  end",
+    ]
+
+
+def test_show_draws_lanes_over_time(capsys: Output) -> None:
+    assert main(["show", *schedule("1f1b", 2, 3, "F=1,B=2"), "--width", "36"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "time    0              5              10",
+        "lane 0  F0|F1|......B0===|F2|B1===|...B2===|   25% idle, 2 live",
+        "lane 1  ...F0|B0===|F1|B1===|F2|B2===|......   25% idle, 1 live",
+        "step 12, idle 25.0% of lane time, 0.0% above the lower bound",
+    ]
+
+
+def test_show_names_stages_encoders_and_pairs_where_they_are_needed(here: Path, capsys: Output) -> None:
+    """A lane with two stages, and encoders that begin alike."""
+    program = literal(
+        [pipeline([0], [0]), replicated(0, name="vision"), replicated(0, name="video")],
+        2,
+        "vision:0F0-1 video:0F0 video:0F1 0F0 1F0 (llm:0F1;llm:1B0)OVERLAP_F_B 0B0 1F1 1I1 1W1 0I1 0W1 "
+        "video:0B0 video:0B1 vision:0B0-1",
+        edges=[("vision", "llm", 0), ("video", "llm", 0)],
+    )
+    (here / "program.json").write_text(json.dumps(program_to_json(program)))
+    assert main(["show", "program.json", "--cost", "F=1,I=1,W=1", "--width", "240"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for label in ("visF0-1-", "vidF1-", "1F0-", "0F1&1B0=", "0B0=", "1I1=", "1W1~"):
+        assert label in lines[1]
+    assert lines[2].endswith("; vid is video; vis is vision")
+
+
+def test_show_keeps_the_shape_of_many_lanes_and_microbatches_in_narrow_columns(capsys: Output) -> None:
+    assert main(["show", *schedule("1f1b", 16, 64, "F=1,B=2")]) == 0
+    _, *lanes, _ = capsys.readouterr().out.splitlines()
+    rows = [lane[9:129] for lane in lanes]
+    for lane, row in enumerate(rows):
+        assert set(row) <= set("FB.=") and row.strip(".")[0] == "F" and row.strip(".")[-1] in "B="
+        # The ramps of warmup and cooldown.
+        assert len(row) - len(row.lstrip(".")) == lane * 120 // 237
+        assert len(row) - len(row.rstrip(".")) == pytest.approx(lane * 2 * 120 / 237, abs=1)
+
+
+def test_a_timeline_that_show_wrote_is_drawn_as_it_was(here: Path, capsys: Output) -> None:
+    (here / "good.toml").write_text(GOOD)
+    assert main(["show", "good.toml"]) == 0
+    predicted = capsys.readouterr().out
+    assert main(["show", "good.toml", "--json"]) == 0
+    (here / "timeline.json").write_text(capsys.readouterr().out)
+    assert main(["show", "timeline.json"]) == 0
+    assert capsys.readouterr().out == predicted
+    assert main(["check", "timeline.json"]) == 0
+
+
+def test_a_measured_timeline_of_a_plan_is_drawn_in_the_form_of_the_predicted_one(here: Path, capsys: Output) -> None:
+    """The same lanes, names and figures; the times are those of the file, and it knows no bound."""
+    (here / "good.toml").write_text(GOOD)
+    main(["show", "good.toml", "--json"])
+    predicted = Timeline.from_json(json.loads(capsys.readouterr().out))
+    spans = [span._replace(start_ns=span.start_ns * 3, end_ns=span.end_ns * 3) for span in predicted.spans]
+    (here / "measured.json").write_text(json.dumps(make_timeline(predicted.program, spans).to_json()))
+    forms = []
+    for file in ("good.toml", "measured.json"):
+        assert main(["show", file]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        forms.append([re.sub(r"\d+(\.\d+)?|, 0?\S+ above the lower bound", "#", line) for line in lines[1:]])
+    assert forms[0][:-1] == forms[1][:-1]
+    assert forms[0][-1].startswith("step #") and forms[1][-1].startswith("step #")
+
+
+@pytest.mark.parametrize("name", SOUND_FILES)
+def test_export_as_json_gives_the_checked_program(name: str, here: Path, capsys: Output) -> None:
+    (here / name).write_text(SOUND_FILES[name])
+    assert main(["export", name, "--format", "json", "-o", "out.json"]) == 0
+    assert capsys.readouterr().out == ""
+    written = (here / "out.json").read_text()
+    program = program_from_json(json.loads(written))
+    validate(program)
+    assert main(["export", "out.json", "--format", "json"]) == 0
+    assert capsys.readouterr().out == written
+
+
+@pytest.mark.parametrize("name", [name for name in SOUND_FILES if "plan" not in name])
+def test_export_as_torch_csv_gives_the_compute_actions(name: str, here: Path, capsys: Output) -> None:
+    (here / name).write_text(SOUND_FILES[name])
+    assert main(["export", name, "--format", "torch-csv"]) == 0
+    text = capsys.readouterr().out
+    assert text.endswith("\r\n") and not re.search("SEND|RECV|SHARD|REDUCE", text)
+    (here / "out.csv").write_text(text, newline="")
+    assert main(["export", "out.csv", "--format", "torch-csv", "-o", "again.csv"]) == 0
+    assert (here / "again.csv").read_bytes() == text.encode()
+
+
+def test_a_plan_that_torch_cannot_run_is_not_exported_and_says_why(here: Path, capsys: Output) -> None:
+    (here / "plan.toml").write_text(GOOD)
+    assert main(["export", "plan.toml", "--format", "torch-csv"]) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and "vision:0 runs on lanes [0, 1]" in err

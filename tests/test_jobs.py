@@ -1,0 +1,121 @@
+"""A job that is killed or interrupted ends soon, says which rank it was, and leaves no process behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PLAN = """
+name = "endless"
+world_size = 2
+microbatches = 2
+modules = { vision = { first_rank = 0, layout.dp = 2 }, llm = { first_rank = 0, layout.pp = 2 } }
+boundaries = [{ producer = "vision", consumer = "llm" }]
+data = { batch_size = 4 }
+training = { steps = 1000000 }
+
+[model]
+vision = { kind = "vision", layers = 1, hidden = 8, heads = 1, ffn = 8, patch = 4, merge = 2 }
+llm = { kind = "decoder", layers = 2, hidden = 8, heads = 1, kv_heads = 1, ffn = 8, vocab = 50 }
+"""
+STARTED_S = 300.0
+"""Generous: importing torch twice takes minutes on a machine that is busy with other things."""
+ENDED_S = 60.0
+"""The most that a job may take to end."""
+GONE_S = 10.0
+"""Servers without work end on their own, once they notice."""
+
+
+@dataclass
+class Job:
+    """A running job: all its processes are of one session."""
+
+    launcher: subprocess.Popen[str]
+
+    def processes(self) -> dict[int, list[str]]:
+        """Of the job's processes that are alive: pid -> command line."""
+        return {pid: line for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if (line := self._own(pid))}
+
+    def _own(self, pid: int) -> list[str]:
+        try:
+            # After the command's name, in parentheses: state, parent, process group, session.
+            state, _, _, session = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:4]
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+        except (FileNotFoundError, ProcessLookupError):
+            return []
+        return words if int(session) == self.launcher.pid and state not in "ZX" else []
+
+    def ranks(self) -> list[int]:
+        """Pids of the ranks, by rank: the children of the launcher's children, in the order of their start."""
+        return sorted(pid for pid in self.processes() if parent(parent(pid)) == self.launcher.pid)
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) if pid else 0
+
+
+def wait_until(is_true: Callable[[], bool], *, seconds: float, what: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_true():
+        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Iterator[Job]:
+    """A job in mid-step: it has done some steps and is far from its end."""
+    (tmp_path / "plan.toml").write_text(PLAN)
+    command = [sys.executable, "-m", "hetsched.cli", "train", "plan.toml", "--out", "out"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, start_new_session=True, **pipes) as launcher:
+        job = Job(launcher)
+        try:
+            metrics = tmp_path / "out" / "metrics.jsonl"
+            wait_until(
+                lambda: launcher.poll() is not None or (metrics.exists() and metrics.read_text().count("\n") > 2),
+                seconds=STARTED_S,
+                what="three steps",
+            )
+            assert launcher.poll() is None, launcher.communicate()
+            assert len(job.ranks()) == 2
+            yield job
+        finally:
+            for pid in job.processes():
+                os.kill(pid, signal.SIGKILL)
+
+
+def end_of(job: Job) -> str:
+    """What the job says as it ends, non-zero and in time, with none of its processes left."""
+    out, err = job.launcher.communicate(timeout=ENDED_S)
+    assert job.launcher.returncode != 0
+    assert out == ""
+    wait_until(lambda: not job.processes(), seconds=GONE_S, what=f"an end of {job.processes()}")
+    return err
+
+
+def test_a_killed_rank_ends_the_job_and_is_named(job: Job) -> None:
+    os.kill(job.ranks()[1], signal.SIGKILL)
+    assert end_of(job) == "JobError: rank 1 was ended by SIGKILL; the other ranks were stopped\n"
+    assert job.launcher.returncode == 1
+
+
+def test_control_c_ends_the_job(job: Job) -> None:
+    os.killpg(job.launcher.pid, signal.SIGINT)
+    assert end_of(job) == "interrupted; all ranks were stopped\n"
+    assert job.launcher.returncode == 1
+
+
+def test_no_rank_outlives_its_launcher(job: Job) -> None:
+    job.launcher.kill()
+    assert end_of(job) == ""
+    assert job.launcher.returncode == -signal.SIGKILL
