@@ -3,8 +3,8 @@
 A producer warp feeds 64-row query tiles by TMA to two consumer warpgroups of 64 key rows each. Scores are transposed
 (keys by queries), so that probabilities and score gradients are register operands of the products for dv and dk.
 The row statistics arrive with the tiles and are the accumulators' first values. With WITH_DQ, ds goes through shared
-memory and both warpgroups multiply half of dq's columns each, reduced into float32 global memory by TMA: five
-products a tile, in whatever order programs arrive. Without, dk and dv only, in a fixed order.
+memory, both warpgroups multiply half of dq's columns each, and a warp of its own adds them to float32 global memory by
+TMA: five products a tile, in whatever order programs arrive. Without, dk and dv only, in a fixed order.
 Source: FlashAttention-3, arXiv 2407.08608, section 3, for the division into producer and consumers.
 """
 
@@ -79,11 +79,11 @@ def _produce(
 
 @gluon.jit
 def _step(
-    c: gl.constexpr, i, dk, dv, k_tile, v_tile, q, dout, lse_slots, delta_slots, ds_slots, ds_full, dq_desc, dq_slots,
-    record, seen_ptr, num_keys, first, column, is_masked, scale_log2, D: gl.constexpr, MASK: gl.constexpr,
+    c: gl.constexpr, i, dk, dv, k_tile, v_tile, q, dout, lse_slots, delta_slots, ds_slots, ds_full, dq_slots, dq_full,
+    dq_empty, record, seen_ptr, num_keys, first, is_masked, scale_log2, D: gl.constexpr, MASK: gl.constexpr,
     WITH_DQ: gl.constexpr,
 ):  # fmt: skip
-    """Add query tile ``i``, the document's rows from ``first`` on, to dk and dv; with WITH_DQ, also its dq."""
+    """Add query tile ``i``, the document's rows from ``first`` on, to dk and dv; with WITH_DQ, hand on its dq."""
     LS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_Q, 16])
     LP: gl.constexpr = gl.DotOperandLayout(0, dk.type.layout, 2)
     dtype: gl.constexpr = q.slots.dtype
@@ -121,13 +121,10 @@ def _step(
         dv, p16, dk, ds16 = warpgroup_mma_wait(1, deps=[dv_token, p16, dk_token, ds16])
         q.release(i)
         dq = warpgroup_mma_wait(0, deps=[dq_token])
-        tma.store_wait(0)
-        gl.thread_barrier()
+        mbarrier.wait(dq_empty.index(c), (i & 1) ^ 1)
         dq_slots.index(c).store(dq)
         fence_async_shared()
-        gl.thread_barrier()
-        at = box(gl.load(record + OTHER_ROW), gl.load(record + NUM_OTHER), first, column)
-        reduce_add(dq_desc, at, dq_slots.index(c).reshape(dq_desc.block_shape))
+        mbarrier.arrive(dq_full.index(c), count=1)
     else:
         dv, p16, dk, ds16 = warpgroup_mma_wait(0, deps=[dv_token, p16, dk_token, ds16])
         q.release(i)
@@ -136,8 +133,8 @@ def _step(
 
 @gluon.jit
 def _consume(
-    c: gl.constexpr, schedule, dq_desc, dkv_ptr, seen_ptr, q, dout, k, v, lse_slots, delta_slots,
-    ds_slots, ds_full, dq_slots, num_keys, scale_log2, GROUP: gl.constexpr, D: gl.constexpr, MASK: gl.constexpr,
+    c: gl.constexpr, schedule, dkv_ptr, seen_ptr, q, dout, k, v, lse_slots, delta_slots, ds_slots, ds_full, dq_slots,
+    dq_full, dq_empty, num_keys, scale_log2, GROUP: gl.constexpr, D: gl.constexpr, MASK: gl.constexpr,
     WITH_DQ: gl.constexpr,
 ):  # fmt: skip
     LA: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
@@ -162,9 +159,8 @@ def _consume(
             if MASK == RANGES:
                 is_masked |= count - step <= gl.load(record + FAR)
             first = (gl.load(record + START) + step) * BLOCK_Q
-            column = (kv_head * GROUP + member) * D + c * (D // 2)
             dk, dv = _step(c, t, dk, dv, k_tile, v_tile, q, dout, lse_slots, delta_slots, ds_slots, ds_full,
-                           dq_desc, dq_slots, record, seen_ptr, num_keys, first, column, is_masked,
+                           dq_slots, dq_full, dq_empty, record, seen_ptr, num_keys, first, is_masked,
                            scale_log2, D, MASK, WITH_DQ)  # fmt: skip
         used = end
         k.release(i)
@@ -179,8 +175,31 @@ def _consume(
             gradient = dk * (scale_log2 * LN2) if part == 0 else dv
             gl.store(at, gradient.to(dtype), mask=(row < own_rows)[:, None])
         i += 1
-    if WITH_DQ:
-        tma.store_wait(0)
+
+
+@gluon.jit
+def _reduce_dq(schedule, dq_desc, dq_slots, dq_full, dq_empty, GROUP: gl.constexpr, D: gl.constexpr):
+    """Add the consumers' halves of dq to memory: a warp of its own waits for TMA to have read them."""
+    done = 0
+    i = 0
+    while schedule.has(i):
+        kv_head, record = schedule.item(i)
+        q_row, num_queries = gl.load(record + OTHER_ROW), gl.load(record + NUM_OTHER)
+        start, count = gl.load(record + START), gl.load(record + COUNT)
+        for member in range(GROUP):
+            column = (kv_head * GROUP + member) * D
+            for step in range(count):
+                first = (start + step) * BLOCK_Q
+                for c in gl.static_range(2):
+                    mbarrier.wait(dq_full.index(c), done & 1)
+                    at = box(q_row, num_queries, first, column + c * (D // 2))
+                    reduce_add(dq_desc, at, dq_slots.index(c).reshape(dq_desc.block_shape))
+                for c in gl.static_range(2):
+                    tma.store_wait(1 - c)
+                    mbarrier.arrive(dq_empty.index(c), count=1)
+                done += 1
+        i += 1
+    tma.store_wait(0)
 
 
 @gluon.jit(do_not_specialize=["padded_rows", "num_keys", "width"])
@@ -207,19 +226,38 @@ def dkv_kernel(
     dq_layout: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=32, rank=2)
     dq_slots = gl.allocate_shared_memory(gl.float32, [2, BLOCK_Q, D // 2], dq_layout)
     ds_full = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    dq_full = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    dq_empty = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     for j in gl.static_range(2):
         mbarrier.init(ds_full.index(j), count=2)
+        mbarrier.init(dq_full.index(j), count=1)
+        mbarrier.init(dq_empty.index(j), count=1)
     fence_async_shared()
     schedule = schedule_of(workers_ptr, tiles_ptr, width, KV_HEADS)
-    gl.warp_specialize(
-        [
-            (_consume, (0, schedule, dq_desc, dkv_ptr, seen_ptr, q, dout, k, v, lse_slots, delta_slots,
-                        ds_slots, ds_full, dq_slots, num_keys, scale_log2, GROUP, D, MASK, WITH_DQ)),
-            (_consume, (1, schedule, dq_desc, dkv_ptr, seen_ptr, q, dout, k, v, lse_slots, delta_slots,
-                        ds_slots, ds_full, dq_slots, num_keys, scale_log2, GROUP, D, MASK, WITH_DQ)),
-            (_produce, (schedule, q_desc, dout_desc, k_desc, v_desc, lse_desc, delta_desc, q, dout, k, v, lse_slots,
-                        delta_slots, padded_rows, GROUP, D)),
-        ],
-        [4, 1],
-        [240, 24],
-    )  # fmt: skip
+    if WITH_DQ:
+        gl.warp_specialize(
+            [
+                (_consume, (0, schedule, dkv_ptr, seen_ptr, q, dout, k, v, lse_slots, delta_slots, ds_slots, ds_full,
+                            dq_slots, dq_full, dq_empty, num_keys, scale_log2, GROUP, D, MASK, True)),
+                (_consume, (1, schedule, dkv_ptr, seen_ptr, q, dout, k, v, lse_slots, delta_slots, ds_slots, ds_full,
+                            dq_slots, dq_full, dq_empty, num_keys, scale_log2, GROUP, D, MASK, True)),
+                (_produce, (schedule, q_desc, dout_desc, k_desc, v_desc, lse_desc, delta_desc, q, dout, k, v,
+                            lse_slots, delta_slots, padded_rows, GROUP, D)),
+                (_reduce_dq, (schedule, dq_desc, dq_slots, dq_full, dq_empty, GROUP, D)),
+            ],
+            [4, 1, 1],
+            [240, 24, 24],
+        )  # fmt: skip
+    else:
+        gl.warp_specialize(
+            [
+                (_consume, (0, schedule, dkv_ptr, seen_ptr, q, dout, k, v, lse_slots, delta_slots, ds_slots, ds_full,
+                            dq_slots, dq_full, dq_empty, num_keys, scale_log2, GROUP, D, MASK, False)),
+                (_consume, (1, schedule, dkv_ptr, seen_ptr, q, dout, k, v, lse_slots, delta_slots, ds_slots, ds_full,
+                            dq_slots, dq_full, dq_empty, num_keys, scale_log2, GROUP, D, MASK, False)),
+                (_produce, (schedule, q_desc, dout_desc, k_desc, v_desc, lse_desc, delta_desc, q, dout, k, v,
+                            lse_slots, delta_slots, padded_rows, GROUP, D)),
+            ],
+            [4, 1],
+            [240, 24],
+        )  # fmt: skip

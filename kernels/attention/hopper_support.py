@@ -4,6 +4,8 @@ Importing this module is the check: it raises ImportError where this Triton lack
 :mod:`hetsched.kernels.attention.backends` then falls back to the portable kernels and says so.
 """
 
+from functools import cache
+
 import torch
 from triton._C.libtriton import ir
 from triton.experimental import gluon
@@ -39,9 +41,15 @@ def ragged_rows(x_TC: torch.Tensor, rows: int, columns: int) -> TensorDescriptor
     zeros, and stores and reductions go nowhere. Coordinates come from :func:`box`.
     """
     stride = x_TC.stride(0)
-    layout = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=x_TC.element_size() * 8, rank=4)
     shape = [0x7FFF0000, 0x7FFF0000, 1 << 30, x_TC.shape[1]]
-    return TensorDescriptor(x_TC, shape, [(1 << 34) - stride, stride, stride, 1], [1, 1, rows, columns], layout)
+    strides = [(1 << 34) - stride, stride, stride, 1]
+    return TensorDescriptor(x_TC, shape, strides, [1, 1, rows, columns], _box_layout(x_TC.element_size()))
+
+
+@cache
+def _box_layout(element_bytes: int) -> gl.NVMMASharedLayout:
+    # made once: checking one takes longer than the rest of a descriptor
+    return gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=element_bytes * 8, rank=4)
 
 
 @gluon.jit

@@ -82,9 +82,10 @@ def dkv_kernel(
     queries = rows_of(q_ptr, q_row, num_queries, q_stride, kv_head * WIDTH, WIDTH, BLOCK_Q, BLOCK_D)
     gradients = rows_of(dout_ptr, q_row, num_queries, HEADS * D, kv_head * WIDTH, WIDTH, BLOCK_Q, BLOCK_D)
     statistics = (kv_head * GROUP).to(tl.int64) * padded_rows + pad_row + query
-    # the heads of the group follow each other in one loop: a nested one costs registers and drains the pipeline
+    # the heads of the group follow each other in one loop: a nested one costs registers and drains the pipeline.
+    # The masked loop is pipelined too, or ptxas serializes the products of both where there are eight warps
     masked, free = near + far, count - near - far
-    for flat in tl.range(0, GROUP * masked, num_stages=1):
+    for flat in tl.range(0, GROUP * masked):
         member = flat // masked if GROUP > 1 else 0
         first = masked_visit(flat - member * masked, start, count, near, far, 1) * BLOCK_Q
         at = statistics + member * padded_rows + first
@@ -164,7 +165,7 @@ def dq_kernel(
     keys = rows_of(k_ptr, key_row, num_keys, k_stride, head // GROUP * D, D, BLOCK_K, BLOCK_D)
     values = rows_of(v_ptr, key_row, num_keys, v_stride, head // GROUP * D, D, BLOCK_K, BLOCK_D)
     dq = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
-    for step in tl.range(0, near + far, num_stages=1):
+    for step in tl.range(0, near + far):
         first = masked_visit(step, start, count, near, far, -1) * BLOCK_K
         key = first + tl.arange(0, BLOCK_K)
         is_seen = (key[None, :] >= lo[:, None]) & (key[None, :] < hi[:, None])

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hetsched.kernels.attention import attend, naive
 from hetsched.kernels.attention.backends import Backend, choose, load_hopper
-from hetsched.kernels.attention.ranges import Block, packed_ranges, sharded_ranges
-from tests.kernels.attention_cases import Case, Inputs, check, inputs, lse_error, relative, task_of
+from hetsched.kernels.attention.ranges import Block, KeyRanges, packed_ranges, sharded_ranges
+from tests.kernels.attention_cases import Case, Inputs, check, inputs, lse_error, poison, relative, task_of
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -45,44 +46,88 @@ def test_every_mask_and_group_equals_float64(
     check(case, backend, device="cuda", seed=1, is_deterministic=False)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_fuzzed_lengths_equal_float64(backend: Backend) -> None:
-    needs(backend)
-    generator = np.random.default_rng(0)
-    for seed in range(12):
-        lengths = tuple(int(n) for n in generator.choice(FUZZ, size=generator.integers(1, 7)))
-        dtype = (torch.bfloat16, torch.float16)[seed % 2]
-        check(Case(lengths, 4, 2, 128, dtype), backend, device="cuda", seed=seed, is_deterministic=seed % 3 > 0)
-
-
 @pytest.mark.parametrize("head_dim", [96, 256])
 def test_other_head_dims_work_on_the_portable_kernels(head_dim: int) -> None:
     check(Case((300, 1, 129), 4, 2, head_dim, torch.bfloat16), "triton", device="cuda")
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_errors_stay_within_those_of_torch_in_the_same_precision(backend: Backend) -> None:
-    needs(backend)
+def _float64(x: Inputs, ranges: KeyRanges) -> tuple[torch.Tensor, ...]:
+    """Output, its lse, dq, dk and dv."""
+    truth = x.double()
+    out, lse = naive.forward(truth.q, truth.k, truth.v, ranges)
+    delta = naive.delta(out, truth.dout)
+    return out, lse, *naive.backward(truth.dout, truth.q, truth.k, truth.v, lse, delta, ranges=ranges)
+
+
+def _ours(x: Inputs, case: Case, backend: Backend, is_deterministic: bool) -> tuple[torch.Tensor, ...]:
+    leaves = [leaf.clone().requires_grad_() for leaf in (x.q, x.k, x.v)]
+    task = task_of(case, case.ranges, x.q.device)
+    out, lse = attend.attend(leaves[0], leaves[1], leaves[2], task, is_deterministic=is_deterministic, backend=backend)
+    return out, lse, *torch.autograd.grad(out, leaves, x.dout)
+
+
+def _varlen(x: Inputs, case: Case) -> tuple[torch.Tensor, ...]:
+    """The same by varlen_attn: FlashAttention-2 in the same precision."""
     from torch.nn.attention.varlen import varlen_attn
 
-    lengths = (1000, 129, 2500, 1, 128)
-    case = Case(lengths, 4, 4, 128, torch.bfloat16)
-    x = inputs(case, device="cuda")
-    truth = [leaf.double().requires_grad_() for leaf in (x.q, x.k, x.v)]
-    expected, _ = naive.forward(truth[0], truth[1], truth[2], case.ranges)
-    exact = torch.autograd.grad(expected, truth, x.dout.double())
-    bounds = torch.tensor([0, *itertools.accumulate(lengths)], device="cuda", dtype=torch.int32)
-    peer = [leaf.clone().requires_grad_() for leaf in (x.q, x.k, x.v)]
-    longest = max(lengths)
-    out = varlen_attn(peer[0], peer[1], peer[2], bounds, bounds, longest, longest, window_size=(-1, 0))
+    group = case.num_heads // case.num_kv_heads
+    leaves = [leaf.clone().requires_grad_() for leaf in (x.q, x.k, x.v)]
+    k, v = (leaf.repeat_interleave(group, 1) for leaf in leaves[1:])
+    bounds = torch.tensor([0, *itertools.accumulate(case.lengths)], device="cuda", dtype=torch.int32)
+    longest, window = max(case.lengths), case.mask.get("window", 0) - 1
+    out = varlen_attn(leaves[0], k, v, bounds, bounds, longest, longest, window_size=(window, 0))
     assert isinstance(out, torch.Tensor)
-    theirs = torch.autograd.grad(out, peer, x.dout)
-    own = [leaf.clone().requires_grad_() for leaf in (x.q, x.k, x.v)]
-    mine, _ = attend.attend(own[0], own[1], own[2], task_of(case, case.ranges, x.q.device), backend=backend)
-    ours = torch.autograd.grad(mine, own, x.dout)
-    assert relative(mine, expected) <= 1.1 * relative(out, expected)
-    for our, their, gradient in zip(ours, theirs, exact, strict=True):
-        assert relative(our, gradient) <= 1.1 * relative(their, gradient)
+    return out, *torch.autograd.grad(out, leaves, x.dout)
+
+
+def _sdpa(x: Inputs, case: Case, kind: SDPBackend) -> tuple[torch.Tensor, ...]:
+    """The same by SDPA, for documents of one length."""
+    batch = len(case.lengths)
+
+    def batched(rows: torch.Tensor) -> torch.Tensor:
+        return rows.view(batch, -1, *rows.shape[1:]).transpose(1, 2)
+
+    leaves = [leaf.clone().requires_grad_() for leaf in (x.q, x.k, x.v)]
+    q, k, v = (batched(leaf) for leaf in leaves)
+    with sdpa_kernel(kind):
+        out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return out.transpose(1, 2).flatten(0, 1), *torch.autograd.grad(out, leaves, batched(x.dout))
+
+
+def _assert_no_worse(ours: tuple[torch.Tensor, ...], theirs: tuple[torch.Tensor, ...], x: Inputs, case: Case) -> None:
+    out, lse, *gradients = _float64(x, case.ranges)
+    assert lse_error(ours[1], lse) < 1e-4, case
+    for name, our, their, exact in zip(
+        ("out", "dq", "dk", "dv"), (ours[0], *ours[2:]), theirs, (out, *gradients), strict=True
+    ):
+        assert relative(our, exact) <= 1.1 * relative(their, exact), (name, case)
+
+
+@pytest.mark.parametrize("is_deterministic", [True, False])
+@pytest.mark.parametrize("heads", [(4, 4), (4, 1), (16, 2)])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_fuzzed_lengths_have_no_larger_errors_than_torch_in_the_same_precision(
+    backend: Backend, heads: tuple[int, int], is_deterministic: bool
+) -> None:
+    needs(backend)
+    generator = np.random.default_rng(heads[1])
+    for seed in range(6):
+        lengths = (*(int(n) for n in generator.choice(FUZZ, size=generator.integers(1, 7))), 2500)
+        mask: dict[str, Any] = {"window": 200} if seed % 3 == 2 else {}
+        case = Case(lengths, *heads, (128, 64)[seed % 2], (torch.bfloat16, torch.float16)[seed % 4 == 3], mask)
+        x = inputs(case, device="cuda", seed=seed)
+        poison("cuda")
+        _assert_no_worse(_ours(x, case, backend, is_deterministic), _varlen(x, case), x, case)
+
+
+@pytest.mark.parametrize("kind", [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_errors_are_no_larger_than_those_of_sdpa(backend: Backend, kind: SDPBackend) -> None:
+    needs(backend)
+    case = Case((1024, 1024), 4, 4, 128, torch.bfloat16)
+    x = inputs(case, device="cuda")
+    for is_deterministic in (True, False):
+        _assert_no_worse(_ours(x, case, backend, is_deterministic), _sdpa(x, case, kind), x, case)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
