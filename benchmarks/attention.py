@@ -2,8 +2,8 @@
 
     python -m benchmarks.attention --json attention.json
 
-Variants take turns on a hot GPU, a few launches each, so that all see the same temperature; medians with
-20th and 80th percentiles over all launches. TFLOP/s count 4 * D * pairs per head forward, 2.5 times that backward,
+Variants take turns on a hot GPU, a few launches each, so that all see the same temperature; ``--turn-ms 250`` lets each
+settle at the clock that its own power draw allows. Medians with 20th and 80th percentiles over all launches. TFLOP/s count 4 * D * pairs per head forward, 2.5 times that backward,
 pairs being the (query, key) pairs that the mask lets through. A backward includes everything after the output's
 gradient: delta, zeroing, casts. Errors against float64 are measured first, and a case whose errors are too large
 reports no speed.
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import random
 import statistics
 import subprocess
 import sys
@@ -223,19 +224,28 @@ def _event() -> Any:
     return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
-def time_in_turns(launches: dict[str, Launch], *, rounds: int, repeats: int) -> dict[str, list[float]]:
-    """Milliseconds of each launch: every round gives each variant a few launches, of which the first is dropped."""
+def time_in_turns(launches: dict[str, Launch], *, rounds: int, repeats: int, turn_ms: float) -> dict[str, list[float]]:
+    """Milliseconds of each launch: every round gives each variant a turn, in shuffled order.
+
+    A turn has ``repeats`` launches, or more until it lasts ``turn_ms``; the first third warms up. The first round is
+    dropped.
+    """
     times: dict[str, list[float]] = {name: [] for name in launches}
+    order, lengths = list(launches), dict.fromkeys(launches, repeats)
+    shuffle = random.Random(0).shuffle
     for turn in range(rounds + 1):
-        for name, launch in launches.items():
-            events = [(_event(), _event()) for _ in range(repeats)]
+        shuffle(order)
+        for name in order:
+            events = [(_event(), _event()) for _ in range(lengths[name])]
             for start, end in events:
                 start.record()
-                launch()
+                launches[name]()
                 end.record()
             torch.cuda.synchronize()
+            durations = [start.elapsed_time(end) for start, end in events]
+            lengths[name] = max(repeats, int(turn_ms / statistics.median(durations)))
             if turn:
-                times[name] += [start.elapsed_time(end) for start, end in events[1:]]
+                times[name] += durations[len(durations) // 3 :]
     return times
 
 
@@ -249,11 +259,11 @@ def heat(seconds: float) -> None:
         torch.cuda.synchronize()
 
 
-def measure(case: Case, *, rounds: int, repeats: int, with_flex: bool) -> dict[str, Any]:
+def measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
     """Errors and speeds of one case."""
     problem = Problem(case, seed=len(case.lengths))
     result: dict[str, Any] = {"case": case.name, "lengths": case.lengths, "errors": {}, "forward": {}, "backward": {}}
-    every = list(variants(problem, with_flex))
+    every = list(variants(problem, options.flex))
     for name, forward, backward in every[:3]:
         assert backward is not None
         result["errors"][name] = errors(problem, forward, backward)
@@ -264,7 +274,8 @@ def measure(case: Case, *, rounds: int, repeats: int, with_flex: bool) -> dict[s
     backwards = {name: backward for name, _, backward in every if backward is not None}
     heat(3.0)
     for direction, launches, flops in (("forward", forwards, 1.0), ("backward", backwards, 2.5)):
-        for name, times in time_in_turns(launches, rounds=rounds, repeats=repeats).items():
+        turns = {"rounds": options.rounds, "repeats": options.repeats, "turn_ms": options.turn_ms}
+        for name, times in time_in_turns(launches, **turns).items():
             low, high = np.percentile(times, [20, 80])
             rates = [flops * case.forward_flops / ms / 1e9 for ms in (statistics.median(times), high, low)]
             result[direction][name] = dict(zip(("tflops", "p20", "p80"), (round(r, 1) for r in rates), strict=True))
@@ -302,13 +313,14 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=32768)
     parser.add_argument("--cases", nargs="*", help="names of the cases; default all")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--repeats", type=int, default=6)
+    parser.add_argument("--repeats", type=int, default=6, help="launches of a turn, at least")
+    parser.add_argument("--turn-ms", type=float, default=0.0, help="how long a turn lasts, at least")
     parser.add_argument("--flex", action="store_true", help="time flex_attention too (compiles for a while)")
     options = parser.parse_args()
     results = []
     for name, case in cases(options.tokens).items():
         if not options.cases or name in options.cases:
-            results.append(measure(case, rounds=options.rounds, repeats=options.repeats, with_flex=options.flex))
+            results.append(measure(case, options))
             torch.cuda.empty_cache()
             print("\n".join(table(results[-1:])), file=sys.stderr, flush=True)
     report = {"environment": environment(), "results": results}

@@ -51,8 +51,10 @@ def shapes_for(head_dim: int, element_bytes: int) -> Shapes:
             KernelShape(TileShape(64, 32), 8, 2),
         )
     square = TileShape(64, 64)
-    dq = KernelShape(TileShape(128, 64), 8, 3) if head_dim > 64 else KernelShape(square, 4, 3)
-    return Shapes(KernelShape(square, 4, 3), KernelShape(square, 4, 2), dq)
+    forward = KernelShape(square, 4, 3)
+    if head_dim <= 64:
+        return Shapes(forward, KernelShape(square, 4, 2), forward)
+    return Shapes(forward, KernelShape(TileShape(64, 128), 8, 3), KernelShape(TileShape(128, 64), 8, 3))
 
 
 def forward(

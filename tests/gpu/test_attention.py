@@ -33,8 +33,9 @@ def needs(backend: Backend) -> None:
         pytest.skip("needs sm_90")
 
 
-@pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize("heads", [(4, 4), (4, 1), (16, 2)])
+@pytest.mark.parametrize(
+    ("heads", "mask"), [*(((16, 2), mask) for mask in MASKS), ((4, 4), "full"), ((4, 1), "blocks")]
+)
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("head_dim", [64, 128])
 def test_every_mask_and_group_equals_float64(
@@ -118,6 +119,25 @@ def test_fuzzed_lengths_have_no_larger_errors_than_torch_in_the_same_precision(
         x = inputs(case, device="cuda", seed=seed)
         poison("cuda")
         _assert_no_worse(_ours(x, case, backend, is_deterministic), _varlen(x, case), x, case)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_wrong_scale_a_wrong_lse_or_a_mask_off_by_one_would_be_seen(backend: Backend) -> None:
+    needs(backend)
+    case, wider = (Case((1024, 1024), 4, 4, 128, torch.bfloat16, {"window": window}) for window in (200, 201))
+    x = inputs(case, device="cuda")
+    theirs = _varlen(x, case)
+    _assert_no_worse(_ours(x, case, backend, True), theirs, x, case)
+    with pytest.raises(AssertionError):
+        _assert_no_worse(_ours(x, wider, backend, True), theirs, x, case)
+    task = task_of(case, case.ranges, x.q.device)
+    out, lse = attend.forward_step(x.q, x.k, x.v, task, backend=backend)
+    wrong_out, wrong_lse = attend.forward_step(x.q, x.k, x.v, task, scale=1.01 / 128**0.5, backend=backend)
+    delta = attend.row_delta(out, x.dout, backend=backend)
+    for output, statistic in ((wrong_out, lse), (out, wrong_lse), (out, lse - 0.01)):
+        gradients = attend.backward_step(x.dout, x.q, x.k, x.v, (statistic, delta), task, backend=backend)
+        with pytest.raises(AssertionError):
+            _assert_no_worse((output, lse, *gradients), theirs, x, case)
 
 
 @pytest.mark.parametrize("kind", [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION])
