@@ -2,11 +2,11 @@
 
     python -m benchmarks.attention --json attention.json
 
-Variants take turns on a hot GPU, a few launches each, so that all see the same temperature; ``--turn-ms 250`` lets each
-settle at the clock that its own power draw allows. Medians with 20th and 80th percentiles over all launches. TFLOP/s count 4 * D * pairs per head forward, 2.5 times that backward,
-pairs being the (query, key) pairs that the mask lets through. A backward includes everything after the output's
-gradient: delta, zeroing, casts. Errors against float64 are measured first, and a case whose errors are too large
-reports no speed.
+Variants take turns on a hot GPU, a few launches each, so that all see the same temperature; with ``--turn-ms 250``
+each settles at the clock that its own power draw allows. Medians with 20th and 80th percentiles over all launches.
+TFLOP/s count 4 * D * pairs per head forward, 2.5 times that backward, pairs being the (query, key) pairs that the mask
+lets through. A backward includes everything after the output's gradient: delta, zeroing, casts. Errors against float64
+are measured first, and a case whose errors are too large reports no speed.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from hetsched.kernels.attention.rows import delta_kernel, pad_statistics_kernel,
 from hetsched.kernels.attention.triton import shapes_for
 from tests.kernels.sm90 import Kernel, arguments
 
-FULL, CAUSAL, RANGES = 0, 1, 2
+CAUSAL, RANGES = 1, 2
 SCALARS = dict.fromkeys(("num_rows", "padded_rows", "total_keys", "num_keys", "width", "num_values"), "i32")
 SCALARS |= dict.fromkeys(("q_stride", "k_stride", "v_stride"), "i32")
 SCALARS |= dict.fromkeys(("scale_log2", "scale", "inverse_scale"), "fp32")
@@ -23,17 +23,17 @@ ALIGNED = ("padded_rows",)
 
 
 def portable_kernels() -> Iterator[Kernel]:
-    """The portable kernels: every head dim, a plain mask and one from ranges, with and without carry and GQA."""
+    """The portable kernels: a step over ranges with GQA at every padded head dim, at 128 also a causal mask."""
     tensors = dict.fromkeys(("q_ptr", "k_ptr", "v_ptr", "dout_ptr", "dk_ptr", "dv_ptr"), "*bf16")
     tensors |= dict.fromkeys(("lse_ptr", "delta_ptr"), "*fp32")
-    for dim in (64, 96, 128, 256):
+    for dim in (64, 128, 256):
         shapes = shapes_for(dim, 2)
         for kernel, shape in (
             (triton_forward.forward_kernel, shapes.forward),
             (triton_backward.dkv_kernel, shapes.dkv),
             (triton_backward.dq_kernel, shapes.dq),
         ):
-            for mask, is_step in ((CAUSAL, False), (RANGES, True)):
+            for mask, is_step in ((CAUSAL, False), (RANGES, True))[dim != 128 :]:
                 constants = {"HEADS": 16, "GROUP": 4 if is_step else 1, "D": dim, "MASK": mask, "UPCAST": False}
                 constants |= {"BLOCK_D": triton.next_power_of_2(dim), "CARRY": is_step, "ACCUMULATE": is_step}
                 constants |= {"BLOCK_Q": shape.tile.queries, "BLOCK_K": shape.tile.keys}
@@ -52,19 +52,19 @@ def portable_kernels() -> Iterator[Kernel]:
 
 
 def hopper_kernels() -> Iterator[Kernel]:
-    """The Gluon kernels: both head dims, every mask, with and without carry and GQA, and the fused backward."""
+    """The Gluon kernels: at head dim 64 a step over ranges with GQA, at 128 also a causal mask; the fused backward."""
     for dim in (64, 128):
         for kernel in (hopper_forward.forward_kernel, hopper_backward.dkv_kernel, hopper_dq.dq_kernel):
             plain = {"HEADS": 16, "KV_HEADS": 16, "GROUP": 1, "D": dim, "WITH_DQ": False, "dq_desc": None}
             variants = [
                 plain | {"MASK": CAUSAL, "CARRY": False, "ACCUMULATE": False, "seen_ptr": None},
-                plain | {"MASK": FULL, "CARRY": False, "ACCUMULATE": False, "seen_ptr": None},
                 plain | {"MASK": RANGES, "KV_HEADS": 4, "GROUP": 4, "CARRY": True, "ACCUMULATE": True},
             ]
-            if kernel is hopper_backward.dkv_kernel and dim == 128:
-                for variant in variants[:2]:
-                    fused = {name: value for name, value in variant.items() if name != "dq_desc"}
-                    variants.append(fused | {"WITH_DQ": True})
+            if dim == 64:
+                variants = variants[1:]
+            elif kernel is hopper_backward.dkv_kernel:
+                fused = {name: value for name, value in variants[0].items() if name != "dq_desc"}
+                variants.append(fused | {"WITH_DQ": True})
             for variant in variants:
                 types = _hopper_types(dim, 64 if kernel is hopper_backward.dkv_kernel else 128, bool(variant["CARRY"]))
                 name = f"hopper {kernel.__name__} d{dim} mask {variant['MASK']} dq {variant['WITH_DQ']}"
