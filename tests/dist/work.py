@@ -31,9 +31,9 @@ class RankTrained:
 
 
 def batches(items: str) -> list[list[int]]:
-    """Five batches of 17 samples, which nothing divides evenly; 16 where all are to be equal."""
-    size = 16 if items == "equal" else BATCH_SIZE
-    return [list(range(size * step, size * (step + 1))) for step in range(NUM_STEPS)]
+    """Batches of 17 samples, which nothing divides evenly; 16 where all are to be equal, fewer of the larger digits."""
+    size, num_steps = {"equal": (16, NUM_STEPS), "digits": (9, 3)}.get(items, (BATCH_SIZE, NUM_STEPS))
+    return [list(range(size * step, size * (step + 1))) for step in range(num_steps)]
 
 
 def source_of(plan: Plan, items: str) -> DataSource:
