@@ -17,28 +17,31 @@ PLACES = {
 }
 
 
-POLICIES = {
-    "three_phase": "",
+POLICIES = {"three_phase": "", "stage0": "", "window": "window = 3", "fill": ""}
+VARIANTS = {
     "three_phase, recomputed": "recompute = true",
-    "stage0": "",
-    "window": "window = 3",
-    "fill": "",
     "fill, whole": "split_items = false",
     "fill, 1 in flight": "in_flight = 1",
     "fill, 2 in flight, recomputed": "in_flight = 2\nrecompute = true",
 }
+CASES = [(pipeline, policy) for pipeline in PIPELINES for policy in POLICIES]
+CASES += [(pipeline, policy) for pipeline in ("1f1b", "zb-v") for policy in VARIANTS]
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+def schedule_of(policy: str, *, pipeline: str = "1f1b") -> str:
+    """The body of [schedule]."""
+    return f'pipeline = "{pipeline}"\nencoder = "{policy.split(",")[0]}"\n{(POLICIES | VARIANTS)[policy]}'
+
+
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("pipeline", PIPELINES)
+@pytest.mark.parametrize(("pipeline", "policy"), CASES)
 def test_every_schedule_has_the_gradients_of_one_process(ranks: Pool, pipeline: str, place: str, policy: str) -> None:
     parts = PLACES[place]
     plan = make_plan(
         vision=parts["vision"],
         llm=layout(parts["first"], pp=2, vpp=PIPELINES[pipeline]),
         world_size=parts["world_size"],
-        schedule=f'pipeline = "{pipeline}"\nencoder = "{policy.split(",")[0]}"\n{POLICIES[policy]}',
+        schedule=schedule_of(policy, pipeline=pipeline),
     )
     check_against(ranks.run(train_on_ranks, plan, "digits", num_ranks=plan.world_size), expected(plan, "digits"))
 
@@ -50,10 +53,10 @@ TWO = {
 }
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", [*POLICIES, "three_phase, recomputed", "fill, 1 in flight"])
 @pytest.mark.parametrize("place", TWO)
 def test_two_encoders_of_which_one_is_frozen(ranks: Pool, place: str, policy: str) -> None:
-    parts = dict(TWO[place], schedule=f'encoder = "{policy.split(",")[0]}"\n{POLICIES[policy]}')
+    parts = dict(TWO[place], schedule=schedule_of(policy))
     plan = make_plan(**dict(parts, audio=f"{parts['audio']}\nfrozen = true"))
     check_against(ranks.run(train_on_ranks, plan, "many", num_ranks=plan.world_size), expected(plan, "many"))
 
