@@ -15,7 +15,7 @@ from hetsched.batch import Placeholder, Sample
 from hetsched.layout.crossing import Crossing, Side, cross
 from hetsched.layout.grid import Grid, Layout
 from hetsched.layout.routes import Segment
-from hetsched.layout.shares import Share, share_items, share_samples
+from hetsched.layout.shares import Share, items_of, share_items, share_samples
 from tests.plan.batches import batches, item_of
 
 Rows = dict[int, NDArray[np.int64]]
@@ -43,7 +43,8 @@ class Boundary:
 def boundary_of(samples: Sequence[Sample], producer: Side, consumer: Side, *, has_backward: bool = True) -> Boundary:
     num_makers, num_users = producer.grid.layout.dp, consumer.grid.layout.dp
     consumed = share_samples(samples, num_microbatches=1, num_replicas=num_users, cost=lambda n: n)
-    produced = share_items(consumed, "vision", num_replicas=num_makers, allowed=range(num_makers), cost=lambda n: n)
+    groups = [[(items, range(num_makers))] for items in items_of(consumed, "vision")]
+    produced = share_items(groups, num_replicas=num_makers, cost=lambda n: n)
     crossing = cross(producer, produced[0], consumer, consumed[0], has_backward=has_backward)
     return Boundary(producer, produced[0], consumer, consumed[0], crossing)
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hetsched.batch import Item, Placeholder, Sample
-from hetsched.layout.shares import Share, share_items, share_samples
+from hetsched.layout.shares import Share, items_of, share_items, share_samples
 from tests.plan.batches import batches, item_of
 
 Shares = Sequence[tuple[Share, ...]]
@@ -97,11 +97,12 @@ def test_every_item_is_in_one_share_of_each_microbatch_that_uses_it(
     consumers = share_samples(samples, num_microbatches=num_microbatches, num_replicas=num_consumers, cost=square)
     num_replicas = data.draw(st.integers(1, 4))
     allowed = sorted(data.draw(st.sets(st.integers(0, num_replicas - 1), min_size=1)))
-    shares = share_items(consumers, "vision", num_replicas=num_replicas, allowed=allowed, cost=square)
+    groups = [[(items, allowed)] for items in items_of(consumers, "vision")]
+    shares = share_items(groups, num_replicas=num_replicas, cost=square)
     check_items(consumers, shares, num_replicas=num_replicas, allowed=allowed)
 
 
-def items_of(*keys: int) -> Share:
+def share_of_items(*keys: int) -> Share:
     items = tuple(item_of(key) for key in keys)
     return Share(items, tuple(item.num_inputs for item in items), sum(item.num_rows for item in items))
 
@@ -113,16 +114,31 @@ AGAIN = Sample(1, 9, 1, (Placeholder(item_of(0), 3),))
 @pytest.mark.parametrize(
     "wrong",
     [
-        [(items_of(1), items_of(), items_of(0, 0)), (items_of(), items_of(), items_of(0))],
-        [(items_of(1), items_of(), items_of(0)), (items_of(), items_of(), items_of())],
-        [(items_of(1), items_of(0), items_of()), (items_of(), items_of(), items_of(0))],
-        [(items_of(0, 1), items_of(), items_of()), (items_of(0), items_of(), items_of())],
+        [
+            (share_of_items(1), share_of_items(), share_of_items(0, 0)),
+            (share_of_items(), share_of_items(), share_of_items(0)),
+        ],
+        [
+            (share_of_items(1), share_of_items(), share_of_items(0)),
+            (share_of_items(), share_of_items(), share_of_items()),
+        ],
+        [
+            (share_of_items(1), share_of_items(0), share_of_items()),
+            (share_of_items(), share_of_items(), share_of_items(0)),
+        ],
+        [
+            (share_of_items(0, 1), share_of_items(), share_of_items()),
+            (share_of_items(0), share_of_items(), share_of_items()),
+        ],
     ],
 )
 def test_wrong_shares_of_items_fail_that_check(wrong: Shares) -> None:
     consumers = [(share_of(TWICE),), (share_of(AGAIN),)]
-    right = share_items(consumers, "vision", num_replicas=3, allowed=[0, 2], cost=square)
-    assert right == [(items_of(1), items_of(), items_of(0)), (items_of(), items_of(), items_of(0))]
+    right = share_items([[(items, [0, 2])] for items in items_of(consumers, "vision")], num_replicas=3, cost=square)
+    assert right == [
+        (share_of_items(1), share_of_items(), share_of_items(0)),
+        (share_of_items(), share_of_items(), share_of_items(0)),
+    ]
     check_items(consumers, right, num_replicas=3, allowed=[0, 2])
     with pytest.raises(AssertionError):
         check_items(consumers, wrong, num_replicas=3, allowed=[0, 2])
@@ -134,3 +150,11 @@ def test_a_share_packs_its_sequences_and_knows_where_items_enter() -> None:
     assert [(row, p.item.key) for row, p in share.placeholders("vision")] == [(3, 0), (13, 0), (15, 1), (18, 0)]
     assert list(share.placeholders("audio")) == []
     assert Share((), (), 0).cu_seqlens == (0,)
+
+
+def test_groups_of_items_go_to_the_replicas_that_may_have_them() -> None:
+    items = [item_of(key) for key in range(5)]
+    (shares,) = share_items([[(items[:2], [1]), (items[2:], [0, 2])]], num_replicas=3, cost=square)
+    assert set(shares[1].members) == set(items[:2])
+    assert set(shares[0].members) | set(shares[2].members) == set(items[2:])
+    assert shares[0].members and shares[2].members
