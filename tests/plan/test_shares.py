@@ -102,7 +102,7 @@ def test_every_item_is_in_one_share_of_each_microbatch_that_uses_it(
     check_items(consumers, shares, num_replicas=num_replicas, allowed=allowed)
 
 
-def share_of_items(*keys: int) -> Share:
+def part(*keys: int) -> Share:
     items = tuple(item_of(key) for key in keys)
     return Share(items, tuple(item.num_inputs for item in items), sum(item.num_rows for item in items))
 
@@ -115,20 +115,20 @@ AGAIN = Sample(1, 9, 1, (Placeholder(item_of(0), 3),))
     "wrong",
     [
         [
-            (share_of_items(1), share_of_items(), share_of_items(0, 0)),
-            (share_of_items(), share_of_items(), share_of_items(0)),
+            (part(1), part(), part(0, 0)),
+            (part(), part(), part(0)),
         ],
         [
-            (share_of_items(1), share_of_items(), share_of_items(0)),
-            (share_of_items(), share_of_items(), share_of_items()),
+            (part(1), part(), part(0)),
+            (part(), part(), part()),
         ],
         [
-            (share_of_items(1), share_of_items(0), share_of_items()),
-            (share_of_items(), share_of_items(), share_of_items(0)),
+            (part(1), part(0), part()),
+            (part(), part(), part(0)),
         ],
         [
-            (share_of_items(0, 1), share_of_items(), share_of_items()),
-            (share_of_items(0), share_of_items(), share_of_items()),
+            (part(0, 1), part(), part()),
+            (part(0), part(), part()),
         ],
     ],
 )
@@ -136,8 +136,8 @@ def test_wrong_shares_of_items_fail_that_check(wrong: Shares) -> None:
     consumers = [(share_of(TWICE),), (share_of(AGAIN),)]
     right = share_items([[(items, [0, 2])] for items in items_of(consumers, "vision")], num_replicas=3, cost=square)
     assert right == [
-        (share_of_items(1), share_of_items(), share_of_items(0)),
-        (share_of_items(), share_of_items(), share_of_items(0)),
+        (part(1), part(), part(0)),
+        (part(), part(), part(0)),
     ]
     check_items(consumers, right, num_replicas=3, allowed=[0, 2])
     with pytest.raises(AssertionError):
