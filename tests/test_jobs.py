@@ -29,7 +29,7 @@ llm = { kind = "decoder", layers = 2, hidden = 8, heads = 1, kv_heads = 1, ffn =
 """
 STARTED_S = 300.0
 """Generous: importing torch twice takes minutes on a machine that is busy with other things."""
-ENDED_S = 60.0
+ENDED_S = 120.0
 """The most that a job may take to end."""
 GONE_S = 10.0
 """Servers without work end on their own, once they notice."""
