@@ -51,6 +51,20 @@ KEYS_AND_TYPES = [
     ([('kind = "decoder"', 'kind = ["decoder"]')], "model.llm.kind", "kind = ['decoder'] is not known", "'decoder'"),
     ([("world_size = 4", "world_size 4")], "the text", "not TOML: ", "mend the syntax"),
 ]
+PHASES = '"three_phase"'
+SCHEDULE = [
+    ([(PHASES, PHASES + "\nwindow = 2")], "schedule.window", "three_phase has no such option", "encoder = 'window'"),
+    ([(PHASES, PHASES + "\nin_flight = 2")], "schedule.in_flight", "has no such option", "encoder = 'fill'"),
+    ([(PHASES, PHASES + "\nbudget = 9")], "schedule.budget", "has no such option", "encoder = 'fill'"),
+    ([(PHASES, '"fill"\nin_flight = 0')], "schedule.in_flight", "in_flight = 0", "use at least 1"),
+    ([(PHASES, PHASES + "\nsplit_items = false")], "schedule.split_items", "always shares", "encoder = 'fill'"),
+    (
+        [(PHASES, '"fill"'), (VISION_LAYOUT, "layout = { dp = 2, pp = 2 }"), ("layers = 1", "layers = 2")],
+        "modules.vision.layout.pp",
+        "fill places encoders of one stage",
+        "write pp = 1",
+    ),
+]
 RANKS = [
     ([("[0, 1, 2, 3]", "[0, 1, 2, 2]")], "modules.llm.ranks", "rank 2 is listed 2 times", "list each rank once"),
     ([("[0, 1, 2, 3]", "[0, 1, 2, 4]")], "modules.llm.ranks", "rank 4 is outside the world of 4", "use ranks 0 to 3"),
@@ -187,7 +201,7 @@ DATA_AND_TRAINING = [
     ([("steps = 3", "steps = 3\nbeta2 = 1.0")], "training.beta2", "beta2 = 1.0", "below 1"),
     ([("steps = 3", "steps = 3\nclip_grad_norm = -1")], "training.clip_grad_norm", "clip_grad_norm = -1.0", "least 0"),
 ]
-FAULTS = KEYS_AND_TYPES + RANKS + DEGREES + GRAPH + MODEL + DATA_AND_TRAINING
+FAULTS = KEYS_AND_TYPES + SCHEDULE + RANKS + DEGREES + GRAPH + MODEL + DATA_AND_TRAINING
 ONLY_TRAIN = [
     ([("[data]\nbatch_size = 16\n", "")], "data", "there is no [data]", "add it"),
     ([("[training]\nsteps = 3\n", "")], "training", "there is no [training]", "add it"),
