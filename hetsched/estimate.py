@@ -46,11 +46,14 @@ def estimate_loads(
     for stage in range(plan.modules[plan.sink].layout.num_stages):
         cost = stage_work(plan, plan.sink, stage)
         forwards.append([max(sum(map(cost, share.lengths)) for share in replicas) for replicas in shares])
-    costs = {}
-    for encoder, every in items.items():
-        cost_of_item = _item_costs(plan, encoder)
-        costs[encoder] = [[cost_of_item(item.num_inputs) for item in of_microbatch] for of_microbatch in every]
+    costs = {encoder: estimate_items(plan, encoder, every) for encoder, every in items.items()}
     return EncoderLoads(_durations(plan, forwards), costs)
+
+
+def estimate_items(plan: Plan, encoder: str, items: Sequence[Sequence[Item]]) -> list[list[ItemCost]]:
+    """The cost of each item of each microbatch on one lane, whose replicas share it."""
+    cost = _item_costs(plan, encoder)
+    return [[cost(item.num_inputs) for item in of_microbatch] for of_microbatch in items]
 
 
 def typical_loads(plan: Plan) -> EncoderLoads:

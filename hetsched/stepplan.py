@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from hetsched.batch import Item, Sample
 from hetsched.errors import DataError
-from hetsched.estimate import estimate_loads
+from hetsched.estimate import estimate_items, estimate_loads
 from hetsched.graph import make_topology, replicas_on_lanes
 from hetsched.layout.assign import attention_cost
 from hetsched.layout.crossing import Crossing, Side, cross
@@ -60,10 +60,11 @@ def plan_step(plan: Plan, samples: Sequence[Sample], *, is_training: bool = True
     if divisor <= 0:
         raise DataError("no sample of the batch has a target: their weights add up to 0")
     of_samples = _share_samples(plan, samples)
-    if depends_on_batch(plan):
-        of_samples = _light_ends(plan, of_samples)
     items = {b.producer: items_of(of_samples, b.producer) for b in plan.boundaries}
     if depends_on_batch(plan):
+        order = _light_ends(plan, items)
+        of_samples = [of_samples[m] for m in order]
+        items = {encoder: [every[m] for m in order] for encoder, every in items.items()}
         placement = place_step(plan, estimate_loads(plan, of_samples, items), is_training=is_training)
     else:
         placement = typical_placement(plan, is_training=is_training)
@@ -91,13 +92,11 @@ def _share_samples(plan: Plan, samples: Sequence[Sample]) -> list[tuple[Share, .
     )
 
 
-def _light_ends(plan: Plan, shares: list[tuple[Share, ...]]) -> list[tuple[Share, ...]]:
-    """The microbatches in the order that leaves the least encoder work outside the bubbles."""
-    items = {b.producer: items_of(shares, b.producer) for b in plan.boundaries}
-    loads = estimate_loads(plan, shares, items).items.values()
-    costs = [sum(sum(item) for every in loads for item in every[m]) for m in range(len(shares))]
-    order = light_ends(costs, depth=plan.modules[plan.sink].layout.pp)
-    return [shares[m] for m in order]
+def _light_ends(plan: Plan, items: Mapping[str, Sequence[Sequence[Item]]]) -> tuple[int, ...]:
+    """The order of microbatches that leaves the least encoder work outside the bubbles."""
+    costs = [estimate_items(plan, encoder, every) for encoder, every in items.items()]
+    of_microbatch = [sum(sum(map(sum, of[m])) for of in costs) for m in range(plan.microbatches)]
+    return light_ends(of_microbatch, depth=plan.modules[plan.sink].layout.pp)
 
 
 def _groups(

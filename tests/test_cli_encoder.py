@@ -88,3 +88,19 @@ def test_flags_that_do_not_go_together_get_one_line_and_exit_2(case: str, capsys
 def test_an_encoder_without_costs_is_refused_with_an_example(capsys: Output) -> None:
     assert main([*FLAGS, "--cost", "F=1,B=2", "--encoder", "fill"]) == 2
     assert "EF" in capsys.readouterr().err
+
+
+def test_show_puts_an_encoder_into_the_bubbles(capsys: Output) -> None:
+    schedule = ["show", "--schedule", "1f1b", "--stages", "2", "--microbatches", "2", "--width", "36"]
+    assert main([*schedule, "--encoder", "three_phase", "--cost", "F=1,B=2,EF=1,EB=1"]) == 0
+    drawn = capsys.readouterr().out
+    assert "v is vision" in drawn
+    assert "step 11," in drawn
+    assert main([*schedule, "--encoder", "fill", "--split-items", "--cost", "F=1,B=2,EF=1,EB=1"]) == 0
+    assert "step 10," in capsys.readouterr().out
+    assert main([*schedule, "--encoder", "fill"]) == 2
+    assert "what does it cost" in capsys.readouterr().err
+    assert main([*schedule, "--window", "2"]) == 2
+    assert "--window is of --encoder window" in capsys.readouterr().err
+    assert main(["show", "plan.toml", "--encoder", "fill"]) == 2
+    assert "--encoder is of --schedule" in capsys.readouterr().err

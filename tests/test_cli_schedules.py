@@ -303,22 +303,6 @@ def test_show_draws_lanes_over_time(capsys: Output) -> None:
     ]
 
 
-def test_show_puts_an_encoder_into_the_bubbles(capsys: Output) -> None:
-    schedule = ["show", "--schedule", "1f1b", "--stages", "2", "--microbatches", "2", "--width", "36"]
-    assert main([*schedule, "--encoder", "three_phase", "--cost", "F=1,B=2,EF=1,EB=1"]) == 0
-    drawn = capsys.readouterr().out
-    assert "v is vision" in drawn
-    assert "step 11," in drawn
-    assert main([*schedule, "--encoder", "fill", "--split-items", "--cost", "F=1,B=2,EF=1,EB=1"]) == 0
-    assert "step 10," in capsys.readouterr().out
-    assert main([*schedule, "--encoder", "fill"]) == 2
-    assert "what does it cost" in capsys.readouterr().err
-    assert main([*schedule, "--window", "2"]) == 2
-    assert "--window is of --encoder window" in capsys.readouterr().err
-    assert main(["show", "plan.toml", "--encoder", "fill"]) == 2
-    assert "--encoder is of --schedule" in capsys.readouterr().err
-
-
 def test_show_names_stages_encoders_and_pairs_where_they_are_needed(here: Path, capsys: Output) -> None:
     """A lane with two stages, and encoders that begin alike."""
     program = literal(

@@ -25,10 +25,11 @@ from hetsched.runtime.report import EvaluationReport, StepReport, gather_figures
 from hetsched.runtime.trace import RankTrace, measured_timeline
 from hetsched.runtime.transport.gloo import GlooTransport
 from hetsched.runtime.work import Channels, RankStep
+from hetsched.schedule.action import Kind
 from hetsched.schedule.program import Program
-from hetsched.schedule.registry import PIPELINES
 from hetsched.sim.timeline import Timeline
 from hetsched.stepplan import StepPlan, plan_step
+from hetsched.stepprogram import step_program
 
 Builder = Callable[[int, ModuleMesh], nn.Module]
 
@@ -70,7 +71,7 @@ class Engine:
             exchange=self._exchange,
             recorder=self.recorder,
             reduce=self._reduce,
-            deferring={plan.sink} if PIPELINES[plan.schedule.pipeline].splits_backward else set(),
+            deferring={a.module for lane in step_program(plan).lanes for a in lane if a.kind is Kind.W},
         )
         self._channels = Channels(plan)
         self._last_program: Program | None = None

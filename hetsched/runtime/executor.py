@@ -161,17 +161,16 @@ class Executor:
             return
         if rows is not None and torch.is_grad_enabled():
             rows.requires_grad_(self._work.needs_input_gradient(a.module))
-        boundary = {}
+        leaves, boundary = {}, {}
         for edge, arrived in entering.items():
             # Where no sample has an item nothing is sent.
             leaf = self._work.no_rows(edge) if arrived is None else arrived
             leaf.requires_grad_(torch.is_grad_enabled() and self._work.needs_input_gradient(edge))
             boundary[edge.split("->")[0]] = BoundaryRows(leaf, self._work.boundary_index(edge, m))
-            entering[edge] = leaf
+            leaves[edge] = leaf
         output = self._call(a, rows, self._work.meta(a.module, a.stage, [m], boundary))
         if isinstance(output, tuple):
             output = self._loss(a, m, output)
-        leaves = {edge: leaf for edge, leaf in entering.items() if leaf is not None}
         self._live[a.module, a.stage, m] = _Live(rows, leaves, output)
 
     def _forward_window(self, a: Action) -> None:

@@ -9,7 +9,6 @@ from types import MappingProxyType
 from hetsched.layout.placement import StageOrder, Topology
 from hetsched.schedule.action import Action, Kind
 from hetsched.schedule.dualpipev import dualpipev
-from hetsched.schedule.encoder import place_encoders
 from hetsched.schedule.gpipe import gpipe
 from hetsched.schedule.interleaved import interleaved
 from hetsched.schedule.one_f_one_b import one_f_one_b
@@ -57,7 +56,14 @@ PIPELINES: Mapping[str, Pipeline] = MappingProxyType(
 
 
 def sink_lanes(topology: Topology, *, sink: str, pipeline: str, num_microbatches: int) -> list[list[Action]]:
-    """For each lane the actions of the module that computes the loss; see ``training_program``."""
+    """For each lane the actions of the module that computes the loss.
+
+    Args:
+        topology: the module graph on lanes.
+        sink: that module; its stages follow ``pipeline``.
+        pipeline: a name in ``PIPELINES``.
+        num_microbatches: microbatches of the step.
+    """
     module = topology.module(sink)
     num_lanes = len(set(module.stages))
     rows = PIPELINES[pipeline].rows(
@@ -68,20 +74,6 @@ def sink_lanes(topology: Topology, *, sink: str, pipeline: str, num_microbatches
         for lane in module.lanes(pipeline_rank):
             lanes[lane] += row
     return lanes
-
-
-def training_program(topology: Topology, *, sink: str, pipeline: str, encoder: str, num_microbatches: int) -> Program:
-    """One training step, before lowering.
-
-    Args:
-        topology: the module graph on lanes.
-        sink: the module that computes the loss; its stages follow ``pipeline``.
-        pipeline: a name in ``PIPELINES``.
-        encoder: a name in ``hetsched.schedule.encoder.POLICIES``.
-        num_microbatches: microbatches of the step.
-    """
-    lanes = sink_lanes(topology, sink=sink, pipeline=pipeline, num_microbatches=num_microbatches)
-    return place_encoders(topology, lanes, num_microbatches=num_microbatches, policy=encoder).program
 
 
 def forwards_only(program: Program) -> Program:

@@ -20,12 +20,13 @@ class Metered(nn.Module):
     def __init__(self, stage: nn.Module) -> None:
         super().__init__()
         self.stage = stage
-        self.held = self.peak = 0
+        self.held = self.peak = self.num_calls = 0
         for layer in stage.modules():
             if isinstance(layer, nn.Linear):
                 layer.register_forward_hook(self._made)
 
     def forward(self, rows: Tensor | None, meta: Any) -> Any:
+        self.num_calls += 1
         return self.stage(rows, meta)
 
     def _made(self, layer: nn.Module, inputs: Any, output: Tensor) -> None:
@@ -37,8 +38,8 @@ class Metered(nn.Module):
         self.peak = max(self.peak, self.held)
 
 
-def encoder_peak(plan: Plan) -> int:
-    """The most bytes that this rank's encoder held in a step of equal microbatches, two samples each."""
+def encoder_use(plan: Plan) -> tuple[int, int]:
+    """In a step of equal microbatches of two samples the most bytes that this rank's encoder held, and its calls."""
     meters: list[Metered] = []
 
     def metered(stage: int, mesh: Any) -> nn.Module:
@@ -49,4 +50,5 @@ def encoder_peak(plan: Plan) -> int:
     source = RaggedSource(plan.seed, items="equal")
     engine.step(Batch.of(source, range(2 * plan.microbatches)))
     assert not any(meter.held for meter in meters), "state is held after the step"
-    return sum(meter.peak for meter in meters)
+    assert not engine._executor._live, "stages keep something of microbatches that are done"
+    return sum(meter.peak for meter in meters), sum(meter.num_calls for meter in meters)

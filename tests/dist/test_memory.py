@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.dist.metered import encoder_peak
+from tests.dist.metered import encoder_use
 from tests.dist.plans import make_plan
 from tests.dist.pool import Pool
 from tests.dist.test_parity import layout
@@ -12,12 +12,17 @@ from tests.dist.test_parity import layout
 NUM_RANKS = 2
 
 
-def peaks(ranks: Pool, schedule: str, *, microbatches: int) -> list[int]:
-    """Bytes of encoder state of each rank, at its own peak."""
+def used(ranks: Pool, schedule: str, *, microbatches: int) -> tuple[list[int], list[int]]:
+    """Bytes of encoder state of each rank, at its own peak, and the calls of its encoder."""
     plan = make_plan(
         vision=layout(dp=NUM_RANKS), llm=layout(pp=2), world_size=2, microbatches=microbatches, schedule=schedule
     )
-    return ranks.run(encoder_peak, plan, num_ranks=NUM_RANKS)
+    peak, calls = zip(*ranks.run(encoder_use, plan, num_ranks=NUM_RANKS), strict=True)
+    return list(peak), list(calls)
+
+
+def peaks(ranks: Pool, schedule: str, *, microbatches: int) -> list[int]:
+    return used(ranks, schedule, microbatches=microbatches)[0]
 
 
 @pytest.mark.parametrize("split_items", ["true", "false"])
@@ -43,3 +48,13 @@ def test_recompute_keeps_only_the_rows_that_were_made(ranks: Pool) -> None:
     # One item a sample and one sample a rank and microbatch: 2 rows of 24 float64.
     assert [b - a for a, b in zip(four, sixteen, strict=True)] == [12 * 2 * 24 * 8] * NUM_RANKS
     assert max(four) < max(peaks(ranks, 'encoder = "three_phase"', microbatches=4)) / 2
+
+
+def test_a_window_is_one_call_of_the_encoder(ranks: Pool) -> None:
+    for window, num_calls in ((1, 5), (2, 3), (5, 1)):
+        text = f'encoder = "window"\nwindow = {window}'
+        assert used(ranks, text, microbatches=5)[1] == [num_calls] * NUM_RANKS
+
+
+def test_recompute_calls_the_encoder_again_in_the_backward(ranks: Pool) -> None:
+    assert used(ranks, 'encoder = "three_phase"\nrecompute = true', microbatches=3)[1] == [6] * NUM_RANKS

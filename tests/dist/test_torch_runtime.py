@@ -14,9 +14,10 @@ from hetsched.exchange.torch_write import program_to_torch_csv
 from hetsched.layout.placement import Edge, ModuleOnLanes, StageOrder, Topology
 from hetsched.lower.transfers import lower_transfers
 from hetsched.schedule.program import Program
-from hetsched.schedule.registry import PIPELINES, training_program
+from hetsched.schedule.registry import PIPELINES
 from tests.dist.pool import Pool
 from tests.dist.torch_pipeline import runtime_gradients, sequential_gradients
+from tests.programs import training_program
 
 TOLERANCE = 1e-10
 

@@ -14,8 +14,9 @@ from hetsched.lower.transfers import lower_transfers
 from hetsched.schedule.action import Action, Kind
 from hetsched.schedule.encoder import encoder_lanes
 from hetsched.schedule.program import Program
-from hetsched.schedule.registry import PIPELINES, forwards_only, training_program
+from hetsched.schedule.registry import PIPELINES, forwards_only
 from tests.plan.literal import literal, pipeline, replicated
+from tests.programs import training_program
 
 PIPELINE_2 = pipeline([0], [1])
 

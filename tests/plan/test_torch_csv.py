@@ -17,8 +17,9 @@ from hetsched.exchange.torch_write import program_to_torch_csv
 from hetsched.layout.placement import ModuleOnLanes, Topology
 from hetsched.lower.transfers import lower_transfers
 from hetsched.schedule.program import Program
-from hetsched.schedule.registry import PIPELINES, training_program
+from hetsched.schedule.registry import PIPELINES
 from tests.plan.literal import literal, pipeline, replicated
+from tests.programs import training_program
 
 V_SHAPE = (
     "0F0,0F1,,3F0,3I0,3W0,3F1,(0F2;3B1)OVERLAP_F_B,,0B0,3F2,3B2,0B1,0B2\r\n"

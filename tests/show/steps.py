@@ -8,11 +8,11 @@ from typing import TypeVar
 
 from hetsched.layout.placement import Edge, ModuleOnLanes, Topology
 from hetsched.lower.transfers import lower_transfers
-from hetsched.schedule.registry import training_program
 from hetsched.schedule.table import ActionTable
 from hetsched.sim.costs import Costs, Link
 from hetsched.sim.simulate import simulate
 from hetsched.sim.timeline import Span, Stream, Timeline, make_timeline
+from tests.programs import training_program
 
 Result = TypeVar("Result")
 MS = 1_000_000

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 
-from hetsched import _core
 from hetsched.errors import ScheduleError
 from hetsched.layout.placement import Edge, Topology
-from hetsched.schedule.action import KINDS, Action, Kind
+from hetsched.schedule.action import Action, Kind
+from hetsched.schedule.encoder.bare import bare_program
 from hetsched.schedule.encoder.even import even_shares
 from hetsched.schedule.encoder.fill import Timed, fill, light_ends
 from hetsched.schedule.encoder.lanes import Lanes, encoder_lanes
@@ -157,15 +157,7 @@ def _nothing(encoder: str, of_edge: Iterable[int], lanes: Sequence[int]) -> dict
 
 def _ranks(topology: Topology, edge: Edge, lanes: Lanes, num_microbatches: int) -> list[list[int]]:
     """For each action its place in an order of all lanes' actions in which they can be run."""
-    numbers = {module.name: number for number, module in enumerate(topology.modules)}
-    bare = _core.BareProgram(
-        lanes=tuple(map(tuple, lanes)),
-        num_microbatches=num_microbatches,
-        modules=[(module.stages, module.has_backward, module.takes_items) for module in topology.modules],
-        edges=[(numbers[e.producer], numbers[e.consumer], e.stage) for e in topology.edges],
-        kinds=KINDS,
-        names=numbers,
-    )
+    bare = bare_program(topology, lanes, num_microbatches=num_microbatches)
     rank = [0] * sum(map(len, lanes))
     for place, action in enumerate(bare.order(topology.edges.index(edge))):
         rank[action] = place

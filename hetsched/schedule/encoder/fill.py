@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from hetsched import _core
 from hetsched.errors import ScheduleError
 from hetsched.layout.placement import Edge, Topology
-from hetsched.schedule.action import KINDS, Action, Kind, act
+from hetsched.schedule.action import Action, Kind, act
+from hetsched.schedule.encoder.bare import bare_program
 from hetsched.schedule.encoder.lanes import require_single_lanes
 from hetsched.schedule.encoder.loads import (
     EncoderLoads,
@@ -143,15 +144,8 @@ def _without_pairs(lane: Timed, number: int, loads: EncoderLoads) -> Timed:
 def _bare(
     topology: Topology, lanes: Sequence[Timed], num_microbatches: int
 ) -> tuple[_core.BareProgram, NDArray[np.int64]]:
-    numbers = {module.name: number for number, module in enumerate(topology.modules)}
-    bare = _core.BareProgram(
-        lanes=tuple(tuple(action for action, _ in lane) for lane in lanes),
-        num_microbatches=num_microbatches,
-        modules=[(module.stages, module.has_backward, module.takes_items) for module in topology.modules],
-        edges=[(numbers[edge.producer], numbers[edge.consumer], edge.stage) for edge in topology.edges],
-        kinds=KINDS,
-        names=numbers,
-    )
+    actions = ([action for action, _ in lane] for lane in lanes)
+    bare = bare_program(topology, actions, num_microbatches=num_microbatches)
     durations = np.fromiter((duration for lane in lanes for _, duration in lane), np.int64)
     return bare, durations
 
