@@ -37,7 +37,7 @@ class Pool:
             self._pipes.append(ours)
             self._processes.append(process)
 
-    def run(self, function: Callable[..., Any], *args: Any, num_ranks: int, timeout_s: float = 120.0) -> list[Any]:
+    def run(self, function: Callable[..., Any], *args: Any, num_ranks: int, timeout_s: float = 300.0) -> list[Any]:
         """``function(*args)`` on ranks 0 to ``num_ranks - 1`` of a fresh gloo group; each rank's result.
 
         Raises:
