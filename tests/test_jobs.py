@@ -29,7 +29,7 @@ llm = { kind = "decoder", layers = 2, hidden = 8, heads = 1, kv_heads = 1, ffn =
 """
 STARTED_S = 300.0
 """Generous: importing torch twice takes minutes on a machine that is busy with other things."""
-ENDED_S = 120.0
+ENDED_S = 60.0
 """The most that a job may take to end."""
 GONE_S = 10.0
 """Servers without work end on their own, once they notice."""
@@ -77,7 +77,10 @@ def job(tmp_path: Path) -> Iterator[Job]:
     command = [sys.executable, "-m", "hetsched.cli", "train", "plan.toml", "--out", "out"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # Where the tests run in a background job Ctrl-C is ignored, and what ignores it is inherited.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(command, cwd=tmp_path, env=environment, start_new_session=True, **pipes) as launcher:
+        signal.signal(signal.SIGINT, before)
         job = Job(launcher)
         try:
             metrics = tmp_path / "out" / "metrics.jsonl"
