@@ -7,7 +7,7 @@ their rank are copied without one. Nothing here knows layouts or schedules: it i
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -59,6 +59,7 @@ class Exchange:
     def __init__(self, rank: int, transport: Transport, *, device: torch.device) -> None:
         self._rank, self._transport, self.device = rank, transport, device
         self._kept: dict[int, deque[torch.Tensor]] = defaultdict(deque)
+        self._signaled: dict[tuple[int, int], int] = defaultdict(int)
         self.sent_bytes = 0
 
     def send(self, channel: Channel, route: Sequence[Segment], rows: torch.Tensor) -> None:
@@ -90,9 +91,29 @@ class Exchange:
         out = torch.zeros(num_rows, channel.hidden, dtype=channel.dtype, device=self.device)
         return Arriving(mine, messages, kept, out, rank=self._rank)
 
+    def signal(self, channel: Channel, peers: Iterable[int]) -> None:
+        """Tell each of the ranks ``peers`` that something is done."""
+        for peer in peers:
+            token = torch.zeros(1, channel.hidden, dtype=channel.dtype, device=self.device)
+            self.sent_bytes += token.nbytes
+            self._transport.send(token, peer=peer, tag=channel.tag)
+
+    def await_signals(self, channel: Channel, counts: Mapping[int, int]) -> None:
+        """Wait until each rank in ``counts`` has signaled so often since the step began."""
+        missing = {peer: count - self._signaled[channel.tag, peer] for peer, count in counts.items()}
+        posted: list[Receive] = []
+        for peer, number in missing.items():
+            for _ in range(number):
+                token = torch.empty(1, channel.hidden, dtype=channel.dtype, device=self.device)
+                posted.append(self._transport.receive(token, peer=peer, tag=channel.tag))
+            self._signaled[channel.tag, peer] += max(number, 0)
+        for message in posted:
+            message.wait()
+
     def flush(self) -> None:
         """Wait until every row has left; to be called once a step."""
         self._transport.flush()
+        self._signaled.clear()
         assert not any(self._kept.values()), "rows that stay on a rank were never taken"
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from hetsched.batch import Batch
+from hetsched.graph import make_topology
 from hetsched.layout.routes import Segment
 from hetsched.layout.shares import Share
 from hetsched.plan import Plan
@@ -16,8 +18,10 @@ from hetsched.runtime.executor import Move
 from hetsched.runtime.feed import load_share, make_meta, to_device
 from hetsched.runtime.stage import BoundaryRows, StageMeta
 from hetsched.schedule.action import Action, Kind
+from hetsched.sim.credits import ShareKey
 from hetsched.stepplan import StepPlan
 
+T = TypeVar("T")
 _FORWARD = (Kind.SEND_F, Kind.RECV_F)
 
 
@@ -32,6 +36,9 @@ class Channels:
         for module, grid in plan.grids.items():
             for stage in range(grid.layout.num_stages - 1):
                 self._add((module, stage), plan.hidden(module), getattr(torch, plan.dtype))
+        self._signals = {
+            b.producer: Channel(len(self._channels) + i, 1, torch.uint8) for i, b in enumerate(plan.boundaries)
+        }
 
     def _add(self, edge: tuple[str, int], hidden: int, dtype: torch.dtype) -> None:
         for is_forward in (True, False):
@@ -40,6 +47,10 @@ class Channels:
     def of(self, edge: str, stage: int, *, is_forward: bool) -> Channel:
         """The channel of a boundary (stage 0), or from ``stage`` of a module to the next."""
         return self._channels[edge, stage, is_forward]
+
+    def of_signals(self, module: str) -> Channel:
+        """The channel on which an encoder's microbatches tell that their state is given up."""
+        return self._signals[module]
 
 
 class RankStep:
@@ -56,6 +67,8 @@ class RankStep:
         self.divisor = step.divisor
         self._plan, self._step, self._rank, self._channels, self._device = plan, step, rank, channels, device
         self._where = {name: grid.coordinates(rank) for name, grid in plan.grids.items() if rank in grid}
+        _, self._ranks_of = make_topology(plan)
+        self._lane = next(lane for lane, ranks in enumerate(self._ranks_of) if rank in ranks)
         self._inputs: dict[tuple[str, int], dict[str, Tensor]] = {}
 
     def load(self, batch: Batch) -> None:
@@ -116,6 +129,24 @@ class RankStep:
         else:
             num_rows = 0
         return Move(channel, step.forward if is_forward else step.backward, num_rows)
+
+    def signals_to(self, action: Action) -> Iterable[tuple[Channel, Collection[int]]]:
+        for lanes in self._of_share(self._step.signals.given, action, Kind.B):
+            yield self._channels.of_signals(action.module), self._others(lanes)
+
+    def signals_from(self, action: Action) -> Iterable[tuple[Channel, Mapping[int, int]]]:
+        for counts in self._of_share(self._step.signals.awaited, action, Kind.F):
+            of_ranks = {rank: count for lane, count in counts.items() for rank in self._others([lane])}
+            yield self._channels.of_signals(action.module), of_ranks
+
+    def _of_share(self, table: Mapping[ShareKey, T], action: Action, kind: Kind) -> list[T]:
+        """What the table says of the microbatches of an action, if it is of this kind."""
+        keys = [(action.module, m, self._lane) for m in action.microbatches] if action.kind is kind else []
+        return [table[key] for key in keys if key in table]
+
+    def _others(self, lanes: Iterable[int]) -> list[int]:
+        """The ranks on these lanes, without this one."""
+        return [rank for lane in lanes for rank in self._ranks_of[lane] if rank != self._rank]
 
     def boundary_index(self, edge: str, microbatch: int) -> Tensor:
         replica = self._where[edge.split("->")[1]].dp
