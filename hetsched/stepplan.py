@@ -13,7 +13,7 @@ from hetsched.errors import DataError
 from hetsched.estimate import estimate_items, estimate_loads
 from hetsched.graph import make_topology, replicas_on_lanes
 from hetsched.layout.assign import attention_cost
-from hetsched.layout.crossing import Crossing, Side, cross
+from hetsched.layout.crossing import Crossing, Held, Side, cross
 from hetsched.layout.packing import share_within
 from hetsched.layout.shares import Cost, Share, items_of, share_items, share_samples
 from hetsched.plan import BoundaryPlan, Plan
@@ -160,8 +160,8 @@ def _cross(
     source, sink = plan.grids[boundary.producer], plan.grids[boundary.consumer]
     return cross(
         Side(boundary.producer, source, plan.pipeline_rank(boundary.producer, source.layout.num_stages - 1)),
-        shares[boundary.producer, microbatch],
+        [Held(share) for share in shares[boundary.producer, microbatch]],
         Side(boundary.consumer, sink, plan.pipeline_rank(boundary.consumer, boundary.stage)),
-        shares[boundary.consumer, microbatch],
+        [Held(share) for share in shares[boundary.consumer, microbatch]],
         has_backward=plan.has_backward(boundary.producer),
     )

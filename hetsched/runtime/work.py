@@ -10,8 +10,9 @@ from torch import Tensor
 
 from hetsched.batch import Batch
 from hetsched.graph import make_topology
-from hetsched.layout.routes import Segment
+from hetsched.layout.routes import Segment, segments_of
 from hetsched.layout.shares import Share
+from hetsched.layout.tokens import positions_of
 from hetsched.plan import Plan
 from hetsched.runtime.exchange import Channel
 from hetsched.runtime.executor import Move
@@ -119,16 +120,16 @@ class RankStep:
         return Move(channel, route, share.num_tokens)
 
     def _boundary_move(self, action: Action, microbatch: int, is_forward: bool) -> Move:
-        producer, consumer = action.module.split("->")
         step = self._step.crossings[action.module, microbatch]
         channel = self._channels.of(action.module, 0, is_forward=is_forward)
         if action.kind is Kind.RECV_F:
-            num_rows = len(step.index[self._where[consumer].dp])
+            num_rows = step.num_arriving(self._rank)
         elif action.kind is Kind.RECV_B:
-            num_rows = step.produced[self._where[producer].dp]
+            num_rows = step.produced[self._rank]
         else:
             num_rows = 0
-        return Move(channel, step.forward if is_forward else step.backward, num_rows)
+        route = segments_of(step.forward if is_forward else step.backward, rank=self._rank)
+        return Move(channel, route, num_rows)
 
     def signals_to(self, action: Action) -> Iterable[tuple[Channel, Collection[int]]]:
         for lanes in self._of_share(self._step.signals.given, action, Kind.B):
@@ -149,10 +150,8 @@ class RankStep:
         return [rank for lane in lanes for rank in self._ranks_of[lane] if rank != self._rank]
 
     def boundary_index(self, edge: str, microbatch: int) -> Tensor:
-        replica = self._where[edge.split("->")[1]].dp
-        return torch.tensor(
-            self._step.crossings[edge, microbatch].index[replica], dtype=torch.int64, device=self._device
-        )
+        starts, counts = self._step.crossings[edge, microbatch].index[self._rank].T
+        return torch.from_numpy(positions_of(starts, counts)).to(self._device)
 
     def no_rows(self, edge: str) -> Tensor:
         channel = self._channels.of(edge, 0, is_forward=True)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from unittest import mock
 
+import numpy as np
 import pytest
 
 from hetsched import stepplan
@@ -125,8 +127,8 @@ def train_wastefully(plan: Plan) -> list[int]:
 
     def cross(*args: object, **kwargs: object) -> Crossing:
         crossing = original(*args, **kwargs)  # type: ignore[arg-type]
-        again = tuple(s for s in crossing.forward if s.src_rank != s.dst_rank)
-        return Crossing(crossing.forward + again[:1], crossing.backward, crossing.index, crossing.produced)
+        again = crossing.forward[crossing.forward[:, 0] != crossing.forward[:, 2]]
+        return replace(crossing, forward=np.concatenate([crossing.forward, again[:1]]))
 
     with mock.patch.object(stepplan, "cross", cross):
         return train_on_ranks(plan, "many").sent_bytes

@@ -12,14 +12,16 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from hetsched.batch import Placeholder, Sample
-from hetsched.layout.crossing import Crossing, Side, cross
+from hetsched.layout.crossing import Crossing, Held, Side, cross
 from hetsched.layout.grid import Grid, Layout
-from hetsched.layout.routes import Segment
+from hetsched.layout.routes import segments_of
 from hetsched.layout.shares import Share, items_of, share_items, share_samples
+from hetsched.layout.tokens import Group, positions_of, spread_zigzag
 from tests.plan.batches import batches, item_of
 
 Rows = dict[int, NDArray[np.int64]]
-Mutation = Callable[[tuple[Segment, ...]], tuple[Segment, ...]]
+IntArray = NDArray[np.int64]
+Mutation = Callable[[IntArray], IntArray]
 HIDDEN = 2
 
 
@@ -39,13 +41,17 @@ class Boundary:
     def user(self, replica: int) -> int:
         return self.consumer.grid.rank(dp=replica, pp=self.consumer.pp)
 
+    def index(self, replica: int) -> IntArray:
+        return positions_of(*self.crossing.index[self.user(replica)].T)
+
 
 def boundary_of(samples: Sequence[Sample], producer: Side, consumer: Side, *, has_backward: bool = True) -> Boundary:
     num_makers, num_users = producer.grid.layout.dp, consumer.grid.layout.dp
     consumed = share_samples(samples, num_microbatches=1, num_replicas=num_users, cost=lambda n: n)
     groups = [[(items, range(num_makers))] for items in items_of(consumed, "vision")]
     produced = share_items(groups, num_replicas=num_makers, cost=lambda n: n)
-    crossing = cross(producer, produced[0], consumer, consumed[0], has_backward=has_backward)
+    made, wanted = list(map(Held, produced[0])), list(map(Held, consumed[0]))
+    crossing = cross(producer, made, consumer, wanted, has_backward=has_backward)
     return Boundary(producer, produced[0], consumer, consumed[0], crossing)
 
 
@@ -61,10 +67,10 @@ def boundaries(draw: st.DrawFn) -> Boundary:
     return boundary_of(draw(batches(modules=("vision", "audio"))), side("vision"), side("llm"))
 
 
-def carry(segments: Sequence[Segment], rows: Rows, num_rows: dict[int, int]) -> Rows:
+def carry(route: IntArray, rows: Rows, num_rows: dict[int, int]) -> Rows:
     """What arrives on each rank: sums where several rows reach one place."""
     arrived = {rank: np.zeros((count, HIDDEN), np.int64) for rank, count in num_rows.items()}
-    for s in segments:
+    for s in segments_of(route):
         sent = rows[s.src_rank][s.src_row : s.src_row + s.num_rows]
         assert len(sent) == s.num_rows
         arrived[s.dst_rank][s.dst_row : s.dst_row + s.num_rows] += sent
@@ -86,11 +92,11 @@ def check_forward(b: Boundary) -> None:
         )
         for dp, share in enumerate(b.produced)
     }
-    assert b.crossing.produced == tuple(len(made[b.maker(dp)]) for dp in range(len(b.produced)))
-    arrived = carry(b.crossing.forward, made, {b.user(dp): len(rows) for dp, rows in enumerate(b.crossing.index)})
+    assert b.crossing.produced == {rank: len(rows) for rank, rows in made.items()}
+    arrived = carry(b.crossing.forward, made, {rank: b.crossing.num_arriving(rank) for rank in b.crossing.index})
     for dp, share in enumerate(b.consumed):
         packed = np.zeros((share.num_tokens, HIDDEN), np.int64)
-        packed[list(b.crossing.index[dp])] = arrived[b.user(dp)]
+        packed[b.index(dp)] = arrived[b.user(dp)]
         wanted, start = np.zeros_like(packed), 0
         for sample in share.members:
             for p in sample.placeholders:
@@ -114,8 +120,8 @@ def check_backward(b: Boundary) -> None:
                     at = start + p.start
                     wanted[p.item.key][: p.item.num_rows] += gradient[at : at + p.item.num_rows]
             start += sample.num_tokens
-    sent = {b.user(dp): packed[dp][list(rows)] for dp, rows in enumerate(b.crossing.index)}
-    arrived = carry(b.crossing.backward, sent, {b.maker(dp): n for dp, n in enumerate(b.crossing.produced)})
+    sent = {b.user(dp): gradient[b.index(dp)] for dp, gradient in enumerate(packed)}
+    arrived = carry(b.crossing.backward, sent, dict(b.crossing.produced))
     for dp, share in enumerate(b.produced):
         start = 0
         for item in share.members:
@@ -134,6 +140,27 @@ def test_every_row_gets_the_sum_of_its_gradients(b: Boundary) -> None:
     check_backward(b)
 
 
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (None, "none was given, but there are 2 context-parallel ranks"),
+        (spread_zigzag(9, Group(cp=2)), "token 9 of 10 has no holder"),
+        (spread_zigzag(10, Group(cp=3)), "expected ranks 0 to 1"),
+    ],
+)
+def test_a_map_of_tokens_that_does_not_fit_is_refused_by_name(tokens: IntArray | None, message: str) -> None:
+    llm = Side("llm", Grid(Layout(cp=2), (0, 1)), 0)
+    samples = Share((Sample(0, 10, 1),), (10,), 10)
+    with pytest.raises(ValueError, match=f"module llm, replica 0, map of tokens: {message}"):
+        cross(
+            Side("vision", Grid(Layout(), (0,)), 0),
+            [Held(Share((), (), 0))],
+            llm,
+            [Held(samples, tokens)],
+            has_backward=True,
+        )
+
+
 SHARED, OWN, OTHER = item_of(3), item_of(2), item_of(1)
 SAMPLES = (
     Sample(0, 14, 1, (Placeholder(SHARED, 1), Placeholder(OWN, 6), Placeholder(SHARED, 9))),
@@ -145,7 +172,7 @@ SIDES = Side("vision", Grid(Layout(dp=2), (0, 1)), 0), Side("llm", Grid(Layout(d
 def test_a_frozen_encoder_gets_nothing_back() -> None:
     b = boundary_of(SAMPLES, *SIDES, has_backward=False)
     check_forward(b)
-    assert b.crossing.backward == ()
+    assert not len(b.crossing.backward)
 
 
 @pytest.fixture(scope="module")
@@ -154,18 +181,18 @@ def fixed() -> Boundary:
     return boundary_of(SAMPLES, *SIDES)
 
 
-def _lose(segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
-    return segments[1:]
+def _lose(route: IntArray) -> IntArray:
+    return route[1:]
 
 
-def _shift(segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
-    longest = max(segments, key=lambda s: s.num_rows)
-    moved = replace(longest, src_row=longest.src_row + 1, num_rows=longest.num_rows - 1)
-    return tuple(moved if s is longest else s for s in segments)
+def _shift(route: IntArray) -> IntArray:
+    moved = route.copy()
+    moved[moved[:, 4].argmax()] += (0, 1, 0, 0, -1)
+    return moved
 
 
-def _repeat(segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
-    return (*segments, segments[0])
+def _repeat(route: IntArray) -> IntArray:
+    return np.concatenate([route, route[:1]])
 
 
 @pytest.mark.parametrize("mutate", [_lose, _shift, _repeat])
@@ -179,8 +206,8 @@ def test_a_wrong_crossing_fails_those_checks(mutate: Mutation, fixed: Boundary) 
 
 
 def test_a_wrong_index_fails_those_checks(fixed: Boundary) -> None:
-    first, second = fixed.crossing.index
-    wrong = replace(fixed, crossing=replace(fixed.crossing, index=(first[::-1], second)))
+    index = {rank: runs + np.array([rank == fixed.user(0), 0]) for rank, runs in fixed.crossing.index.items()}
+    wrong = replace(fixed, crossing=replace(fixed.crossing, index=index))
     for check in (check_forward, check_backward):
         with pytest.raises(AssertionError):
             check(wrong)

@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hetsched.layout.tokens import Group, IntArray, spread_documents, spread_zigzag, tokens_of
+from hetsched.layout.tokens import (
+    Group,
+    IntArray,
+    check_map,
+    split_over_tp,
+    spread_documents,
+    spread_zigzag,
+    tokens_of,
+)
 
 
 def assert_is_a_partition(runs: IntArray, num_tokens: int, group: Group) -> None:
@@ -93,6 +101,49 @@ def test_bad_groups_and_boundaries_are_refused() -> None:
         spread_zigzag(-1, Group())
     with pytest.raises(ValueError, match="cu_seqlens"):
         spread_documents([0, 3, 2], Group(), shortest_cut=1)
+
+
+@given(st.lists(st.integers(0, 40), max_size=12), st.integers(1, 5), st.integers(1, 4), st.integers(1, 50))
+def test_a_map_that_is_split_over_tp_is_the_map_of_both(
+    lengths: list[int], cp: int, tp: int, shortest_cut: int
+) -> None:
+    cu_seqlens = list(itertools.accumulate(lengths, initial=0))
+    of_cp, of_both = (spread_documents(cu_seqlens, Group(cp, sp), shortest_cut=shortest_cut) for sp in (1, tp))
+    np.testing.assert_array_equal(split_over_tp(of_cp, tp), of_both)
+    empty = np.insert(of_cp, range(len(of_cp)), of_cp * [1, 1, 1, 0], axis=0)
+    np.testing.assert_array_equal(split_over_tp(empty, tp), of_both)
+
+
+@given(st.lists(st.integers(0, 40), max_size=12), st.integers(1, 5), st.integers(1, 50))
+def test_every_map_of_tokens_is_one(lengths: list[int], cp: int, shortest_cut: int) -> None:
+    runs = spread_documents([0, *itertools.accumulate(lengths)], Group(cp), shortest_cut=shortest_cut)
+    check_map(runs, num_ranks=cp, num_tokens=sum(lengths))
+    check_map(np.insert(runs, range(len(runs)), runs * [1, 1, 1, 0], axis=0), num_ranks=cp, num_tokens=sum(lengths))
+
+
+GOOD = spread_zigzag(8, Group(cp=2))  # rank 0 keeps 0, 1, 6 and 7
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (GOOD[:, :3], r"int64 \[num_runs, 4\], got int64 \[3, 3\]"),
+        (GOOD.astype(np.int32), "got int32"),
+        (GOOD + np.array([1, 0, 0, 0]), "expected ranks 0 to 1"),
+        (GOOD * np.array([1, 1, -1, 1]), "no negative number"),
+        (GOOD[::-1], "expected runs by rank"),
+        (GOOD + np.array([[0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]]), "one behind the other, from 0"),
+        (GOOD[:1], "token 2 of 8 has no holder"),
+        (GOOD[:2], "token 2 of 8 has no holder"),
+        (GOOD - np.array([[0, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]]), "token 5 of 8 has two holders"),
+        (GOOD + np.array([[0, 0, 0, 0], [0, 0, 0, 1], [0, 0, 0, 0]]), "token 8 of 8 has two holders"),
+        (GOOD - np.array([[0, 0, 0, 0], [0, 0, 0, 1], [0, 0, 0, 0]]), "token 7 of 8 has no holder"),
+    ],
+)
+def test_what_is_not_a_map_of_tokens_is_refused(bad: IntArray, message: str) -> None:
+    check_map(GOOD, num_ranks=2, num_tokens=8)
+    with pytest.raises(ValueError, match=message):
+        check_map(bad, num_ranks=2, num_tokens=8)
 
 
 @pytest.mark.parametrize("mutant", ["a lost token", "a token twice", "a gap in the rows"])
