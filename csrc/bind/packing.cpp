@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "bind/bind.h"
+#include "core/dispatch.h"
 #include "core/tokens.h"
 
 namespace hetsched {
@@ -45,10 +46,10 @@ void bind_packing(py::module_& module) {
       },
       py::arg("num_tokens"), py::arg("cp"), py::arg("sp"));
   module.def(
-      "spread_documents",
+      "plan_tokens",
       [](const Array& cu_seqlens, std::int64_t cp, std::int64_t sp, std::int64_t shortest_cut, std::int64_t quadratic,
          std::int64_t linear) {
-        return to_array(spread_documents(to_vector(cu_seqlens), {cp, sp}, shortest_cut, {quadratic, linear}));
+        return to_array(plan_tokens(to_vector(cu_seqlens), {cp, sp}, shortest_cut, {quadratic, linear}));
       },
       py::arg("cu_seqlens"), py::arg("cp"), py::arg("sp"), py::arg("shortest_cut"), py::arg("quadratic"),
       py::arg("linear"));

@@ -15,19 +15,23 @@ struct Spread {
   std::int64_t sp;
 };
 
-// Work of a document that one rank does alone: quadratic * length^2 + linear * length.
-struct DocumentCost {
-  std::int64_t quadratic;
-  std::int64_t linear;
+// Throws std::invalid_argument unless both are at least 1.
+void check_spread(Spread spread);
+
+// Tokens start .. start + num_rows - 1 of the packed sequence.
+struct TokenRun {
+  std::int64_t start;
+  std::int64_t num_rows;
 };
+
+using RunsOfRank = std::vector<std::vector<TokenRun>>;
+
+// The runs of each cp rank as a map of tokens: in the order of the sequence, neighbors joined, and cut into equal runs
+// over `sp` ranks each. Runs come by rank, then local row.
+std::vector<HolderRun> over_sequence_parallel(RunsOfRank runs, std::int64_t sp);
 
 // The runs that each rank keeps when the whole sequence is cut into 2 * cp equal pieces, of which rank r has
 // pieces r and 2 * cp - 1 - r. Pieces differ by at most one token. Runs come by rank, then local row.
 std::vector<HolderRun> spread_zigzag(std::int64_t num_tokens, Spread spread);
-
-// The same by documents: one of at least `shortest_cut` tokens is cut by itself into 2 * cp pieces, a shorter one stays
-// whole on one rank: the costliest first, to the rank with the least work so far; ties go to the smaller index.
-std::vector<HolderRun> spread_documents(const std::vector<std::int64_t>& cu_seqlens, Spread spread,
-                                        std::int64_t shortest_cut, DocumentCost cost);
 
 }  // namespace hetsched

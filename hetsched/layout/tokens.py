@@ -11,7 +11,6 @@ of them, and whether their gradients of a row are copies or addends.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,26 +60,6 @@ def spread_zigzag(num_tokens: int, group: Group) -> IntArray:
         The map of tokens, ``[num_runs, 4]``.
     """
     return _core.spread_zigzag(num_tokens, group.cp, group.sp)
-
-
-def spread_documents(
-    cu_seqlens: Sequence[int], group: Group, *, shortest_cut: int, quadratic: int = 1, linear: int = 0
-) -> IntArray:
-    """Each long document in its own zigzag pieces, each short one whole on one cp rank.
-
-    A whole document needs nothing from other ranks. They go to the ranks longest first, so that work comes out level.
-
-    Args:
-        cu_seqlens: boundaries of the documents, from 0.
-        group: the ranks.
-        shortest_cut: tokens from which on a document is cut.
-        quadratic, linear: cost of a document of length L, ``quadratic * L**2 + linear * L``.
-
-    Returns:
-        The map of tokens, ``[num_runs, 4]``.
-    """
-    array = np.asarray(cu_seqlens, dtype=np.int64)
-    return _core.spread_documents(array, group.cp, group.sp, shortest_cut, quadratic, linear)
 
 
 def split_over_tp(tokens: IntArray, tp: int) -> IntArray:

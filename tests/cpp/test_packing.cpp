@@ -44,10 +44,3 @@ TEST(sequence_parallel_ranks_split_the_rows_of_a_rank) {
   CHECK(runs.size() == 2);
   CHECK(is_run(runs[0], 0, 0, 0, 4) && is_run(runs[1], 1, 0, 4, 5));
 }
-
-TEST(short_documents_stay_whole_and_long_ones_are_cut) {
-  const auto runs = spread_documents({0, 3, 5, 9}, {2, 1}, 4, {1, 1});
-  CHECK(runs.size() == 5);
-  CHECK(is_run(runs[0], 0, 0, 0, 3) && is_run(runs[1], 0, 3, 5, 1) && is_run(runs[2], 0, 4, 8, 1));
-  CHECK(is_run(runs[3], 1, 0, 3, 2) && is_run(runs[4], 1, 2, 6, 2));
-}

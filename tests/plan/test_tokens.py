@@ -1,4 +1,4 @@
-"""Maps of tokens to ranks: every token once, rows without gaps, work level, whole documents whole."""
+"""Maps of tokens to ranks: every token once, rows without gaps, work level."""
 
 from __future__ import annotations
 
@@ -9,32 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hetsched.layout.tokens import (
-    Group,
-    IntArray,
-    check_map,
-    split_over_tp,
-    spread_documents,
-    spread_zigzag,
-    tokens_of,
-)
-
-
-def assert_is_a_partition(runs: IntArray, num_tokens: int, group: Group) -> None:
-    """Each token has one holder; local rows count up from 0 without gaps, in the order of the sequence."""
-    held: list[int] = []
-    for rank in range(group.cp * group.sp):
-        mine = runs[runs[:, 0] == rank]
-        assert mine[:, 1].tolist() == [0, *np.cumsum(mine[:, 3])[:-1].tolist()][: len(mine)]
-        tokens = tokens_of(runs, rank).tolist()
-        assert tokens == sorted(tokens)
-        held.extend(tokens)
-    assert sorted(held) == list(range(num_tokens))
-    assert (runs[:, 3] > 0).all()
-
-
-def tokens_of_cp(runs: IntArray, cp_rank: int, group: Group) -> list[int]:
-    return [t for s in range(group.sp) for t in tokens_of(runs, cp_rank * group.sp + s).tolist()]
+from hetsched.layout.dispatch import plan_tokens
+from hetsched.layout.tokens import Group, IntArray, check_map, split_over_tp, spread_zigzag, tokens_of
+from tests.plan.token_maps import assert_is_a_partition, tokens_of_cp
 
 
 @pytest.mark.parametrize(("cp", "sp"), [*itertools.product((1, 2, 3, 4, 8), (1, 2, 3))])
@@ -62,45 +39,15 @@ def test_zigzag_by_hand() -> None:
     assert [tokens_of(runs, rank).tolist() for rank in range(4)] == [[0, 1], [6, 7], [2, 3], [4, 5]]
 
 
-@given(st.lists(st.integers(0, 40), max_size=12), st.integers(1, 5), st.integers(1, 3), st.integers(1, 50))
-def test_short_documents_have_one_rank_and_long_ones_are_cut_level(
-    lengths: list[int], cp: int, sp: int, shortest_cut: int
-) -> None:
-    group = Group(cp, sp)
-    cu_seqlens = list(itertools.accumulate(lengths, initial=0))
-    runs = spread_documents(cu_seqlens, group, shortest_cut=shortest_cut)
-    assert_is_a_partition(runs, cu_seqlens[-1], group)
-    holder = {token: c for c in range(cp) for token in tokens_of_cp(runs, c, group)}
-    for start, end in itertools.pairwise(cu_seqlens):
-        holders = [holder[token] for token in range(start, end)]
-        if end - start < shortest_cut:
-            assert len(set(holders)) <= 1
-        else:
-            expected = spread_zigzag(end - start, Group(cp))
-            for c in range(cp):
-                assert [t for t in range(end - start) if holders[t] == c] == tokens_of(expected, c).tolist()
-
-
-def test_whole_documents_go_longest_first_to_the_rank_with_the_least_work() -> None:
-    cu_seqlens = [0, 4, 9, 11, 14]
-    runs = spread_documents(cu_seqlens, Group(cp=2), shortest_cut=100)
-    # Costs are 16, 25, 4, 9: 25 to rank 0, 16 to rank 1, 9 to rank 1, which ties with 25, 4 to rank 0.
-    assert tokens_of(runs, 0).tolist() == [*range(4, 11)]
-    assert tokens_of(runs, 1).tolist() == [*range(4), *range(11, 14)]
-
-
-def test_a_rank_may_hold_nothing() -> None:
-    runs = spread_documents([0, 5], Group(cp=3, sp=2), shortest_cut=100)
-    assert [len(tokens_of(runs, rank)) for rank in range(6)] == [2, 3, 0, 0, 0, 0]
-
-
-def test_bad_groups_and_boundaries_are_refused() -> None:
+def test_bad_groups_are_refused() -> None:
     with pytest.raises(ValueError, match="cp, sp"):
         spread_zigzag(4, Group(cp=0))
     with pytest.raises(ValueError, match="num_tokens"):
         spread_zigzag(-1, Group())
-    with pytest.raises(ValueError, match="cu_seqlens"):
-        spread_documents([0, 3, 2], Group(), shortest_cut=1)
+
+
+def of_documents(cu_seqlens: list[int], cp: int, shortest_cut: int, *, sp: int = 1) -> IntArray:
+    return plan_tokens(cu_seqlens, cp=cp, sp=sp, quadratic=1, linear=0, shortest_cut=shortest_cut)
 
 
 @given(st.lists(st.integers(0, 40), max_size=12), st.integers(1, 5), st.integers(1, 4), st.integers(1, 50))
@@ -108,7 +55,7 @@ def test_a_map_that_is_split_over_tp_is_the_map_of_both(
     lengths: list[int], cp: int, tp: int, shortest_cut: int
 ) -> None:
     cu_seqlens = list(itertools.accumulate(lengths, initial=0))
-    of_cp, of_both = (spread_documents(cu_seqlens, Group(cp, sp), shortest_cut=shortest_cut) for sp in (1, tp))
+    of_cp, of_both = (of_documents(cu_seqlens, cp, shortest_cut, sp=sp) for sp in (1, tp))
     np.testing.assert_array_equal(split_over_tp(of_cp, tp), of_both)
     empty = np.insert(of_cp, range(len(of_cp)), of_cp * [1, 1, 1, 0], axis=0)
     np.testing.assert_array_equal(split_over_tp(empty, tp), of_both)
@@ -116,7 +63,7 @@ def test_a_map_that_is_split_over_tp_is_the_map_of_both(
 
 @given(st.lists(st.integers(0, 40), max_size=12), st.integers(1, 5), st.integers(1, 50))
 def test_every_map_of_tokens_is_one(lengths: list[int], cp: int, shortest_cut: int) -> None:
-    runs = spread_documents([0, *itertools.accumulate(lengths)], Group(cp), shortest_cut=shortest_cut)
+    runs = of_documents([0, *itertools.accumulate(lengths)], cp, shortest_cut)
     check_map(runs, num_ranks=cp, num_tokens=sum(lengths))
     check_map(np.insert(runs, range(len(runs)), runs * [1, 1, 1, 0], axis=0), num_ranks=cp, num_tokens=sum(lengths))
 

@@ -1,0 +1,154 @@
+"""What one microbatch asks of context-parallel attention: whose keys this rank's queries meet, which rows travel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hetsched.kernels.attention.ranges import KeyRanges, MaskKind, Span
+from hetsched.kernels.attention.task import AttentionTask
+from hetsched.layout.tokens import IntArray, tokens_of
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Step:
+    """Key rows come from rank ``source`` while some of this rank's go to rank ``target``.
+
+    In the first step both are this rank itself, and all its rows are its own already.
+
+    Args:
+        source, target: ranks of the group.
+        num_rows: rows that come, only those that some query here sees; 0 means no message.
+        attention: this rank's queries over them.
+        sent: int64, the local rows that go, ascending; none means no message.
+    """
+
+    source: int
+    target: int
+    num_rows: int
+    attention: AttentionTask
+    sent: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class ContextTask:
+    """Made once per microbatch from integers, alike on every rank, and shared by all layers with the same head counts.
+
+    Nothing is communicated to make it. Its parts are made when they are first asked for.
+
+    Args:
+        cu_seqlens: boundaries of the microbatch's documents, from 0.
+        token_map: which rank of the group keeps which tokens, see hetsched.layout.tokens. Each rank's rows are in the
+            order of the sequence; any cuts will do, and a rank may have no rows.
+        rank: this one's in the group.
+        cp: ranks of the group.
+        num_heads, num_kv_heads: of queries and of keys.
+        device: where attention is computed.
+        window: a query sees itself and the ``window - 1`` positions before it; None is unlimited.
+
+    Raises:
+        ValueError: a map that does not hold each token once, or a rank's rows that are not in order; a window below 1;
+            a rank that is not in the group.
+    """
+
+    cu_seqlens: Sequence[int]
+    token_map: IntArray
+    _: KW_ONLY
+    rank: int
+    cp: int
+    num_heads: int
+    num_kv_heads: int
+    device: torch.device | str = "cpu"
+    window: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.cp:
+            raise ValueError(f"rank={self.rank}: expected one of the {self.cp} ranks of the group")
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"window={self.window}: a query sees at least itself; use window >= 1 or None")
+        _check_map(self.token_map, self.cp, num_tokens=self.cu_seqlens[-1])
+
+    @cached_property
+    def steps(self) -> tuple[Step, ...]:
+        """Step s is with the ranks s before and s after this one, so that all ranks are busy in every step."""
+        own = self._held[self.rank]
+        everything = torch.arange(len(own), device=self.device)
+        result = [Step(self.rank, self.rank, len(own), self._attention(own, own), everything)]
+        for step in range(1, self.cp):
+            source, target = (self.rank - step) % self.cp, (self.rank + step) % self.cp
+            keys = self._held[source]
+            keys = keys[self._is_seen(keys, queries=own)]
+            sent = np.flatnonzero(self._is_seen(own, queries=self._held[target]))
+            rows = torch.from_numpy(sent).to(self.device)
+            result.append(Step(source, target, len(keys), self._attention(own, keys), rows))
+        return tuple(result)
+
+    @cached_property
+    def has_messages(self) -> bool:
+        """Whether this rank sends or receives anything."""
+        return any(step.num_rows or len(step.sent) for step in self.steps[1:])
+
+    @cached_property
+    def receives(self) -> bool:
+        """Whether this rank's queries see keys of other ranks."""
+        return any(step.num_rows for step in self.steps[1:])
+
+    @cached_property
+    def _held(self) -> tuple[IntArray, ...]:
+        return tuple(tokens_of(self.token_map, rank) for rank in range(self.cp))
+
+    @cached_property
+    def _bounds(self) -> IntArray:
+        return np.asarray(self.cu_seqlens, np.int64)
+
+    def _is_seen(self, keys: IntArray, *, queries: IntArray) -> NDArray[np.bool_]:
+        """Which keys some query sees: the first one that is not before the key is the only one to ask."""
+        stop = self._bounds[np.searchsorted(self._bounds, keys, side="right")]
+        if self.window is not None:
+            stop = np.minimum(stop, keys + self.window)
+        first = np.append(queries, self._bounds[-1])[np.searchsorted(queries, keys)]
+        return first < stop
+
+    def _attention(self, queries: IntArray, keys: IntArray) -> AttentionTask:
+        ranges = self._ranges(queries, keys)
+        return AttentionTask(ranges, num_heads=self.num_heads, num_kv_heads=self.num_kv_heads, device=self.device)
+
+    def _ranges(self, queries: IntArray, keys: IntArray) -> KeyRanges:
+        """What :func:`hetsched.kernels.attention.ranges.sharded_ranges` gives, from tokens of all documents at once."""
+        document = np.searchsorted(self._bounds, queries, side="right") - 1
+        start = self._bounds[document]
+        low = start if self.window is None else np.maximum(start, queries - self.window + 1)
+        first = np.searchsorted(keys, start)
+        lo, hi = np.searchsorted(keys, low) - first, np.searchsorted(keys, queries + 1) - first
+        present = np.unique(document)
+        q_ends, k_ends = (
+            np.searchsorted(rows, self._bounds[[present, present + 1]]).T.tolist() for rows in (queries, keys)
+        )
+        spans = tuple(
+            Span(q_start, q_stop - q_start, k_start, k_stop - k_start)
+            for (q_start, q_stop), (k_start, k_stop) in zip(q_ends, k_ends, strict=True)
+            if k_stop > k_start
+        )
+        is_causal = self.window is None and np.array_equal(queries, keys)
+        kind: MaskKind = "causal" if is_causal else "ranges"
+        return KeyRanges(spans, lo.astype(np.int32), hi.astype(np.int32), kind, len(queries), len(keys))
+
+
+def _check_map(token_map: IntArray, cp: int, *, num_tokens: int) -> None:
+    ranks, rows, starts, counts = token_map.T
+    order = np.argsort(starts, kind="stable")
+    ends = np.cumsum(counts[order])
+    is_partition = np.array_equal(starts[order], ends - counts[order]) and counts.sum() == num_tokens
+    if not is_partition or np.any(counts <= 0) or np.any((ranks < 0) | (ranks >= cp)):
+        raise ValueError(f"token_map: expected each of {num_tokens} tokens once, on ranks 0 to {cp - 1}")
+    for rank in np.unique(ranks).tolist():
+        mine = ranks == rank
+        is_ascending = np.all(np.diff(starts[mine]) > 0)
+        if not is_ascending or not np.array_equal(rows[mine], np.cumsum(counts[mine]) - counts[mine]):
+            raise ValueError(f"token_map: rank {rank}'s rows are not in the order of the sequence, without gaps")
