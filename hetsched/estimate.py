@@ -42,10 +42,11 @@ def estimate_loads(
         shares: of the sink, for each microbatch and replica; a microbatch takes as long as its heaviest share.
         items: for each encoder the items of each microbatch; the replicas on one lane share that lane's.
     """
-    forwards = []
+    forwards, cp = [], plan.modules[plan.sink].layout.cp
     for stage in range(plan.modules[plan.sink].layout.num_stages):
         cost = stage_work(plan, plan.sink, stage)
-        forwards.append([max(sum(map(cost, share.lengths)) for share in replicas) for replicas in shares])
+        # Context-parallel ranks share a replica's work evenly.
+        forwards.append([max(sum(map(cost, share.lengths)) for share in replicas) // cp for replicas in shares])
     costs = {encoder: estimate_items(plan, encoder, every) for encoder, every in items.items()}
     return EncoderLoads(_durations(plan, forwards), costs)
 
@@ -80,7 +81,7 @@ def typical_costs(plan: Plan) -> Costs:
         rows = _SCALE if name == plan.sink else _SCALE * _rows_encoded(plan, name) // (2 * len(plan.boundaries))
         for stage in range(module.layout.num_stages):
             weights, _ = _sizes(plan, name, stage)
-            forward = rows * weights // module.layout.dp
+            forward = rows * weights // (module.layout.dp * module.layout.cp)
             durations[Pattern(Kind.F, name, stage)] = forward
             for kind, factor in _backward_factors(plan, name).items():
                 durations[Pattern(kind, name, stage)] = factor * forward

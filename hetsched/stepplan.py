@@ -14,6 +14,7 @@ from hetsched.estimate import estimate_items, estimate_loads
 from hetsched.graph import make_topology, replicas_on_lanes
 from hetsched.layout.assign import attention_cost
 from hetsched.layout.crossing import Crossing, Held, Side, cross
+from hetsched.layout.dispatch import plan_tokens
 from hetsched.layout.packing import share_within
 from hetsched.layout.shares import Cost, Share, items_of, share_items, share_samples
 from hetsched.plan import BoundaryPlan, Plan
@@ -29,7 +30,8 @@ class StepPlan:
 
     Args:
         divisor: the weight of the global batch, which divides the loss.
-        shares: ``(module, microbatch)`` -> for each replica (dp coordinate) its share.
+        shares: ``(module, microbatch)`` -> for each replica (dp coordinate) its share, and where its rows lie if it has
+            several context-parallel ranks.
         crossings: ``(edge name, microbatch)`` -> who copies which rows to whom.
         program: lowered and checked.
         recomputed: for each encoder the microbatches that keep only their output until their backward.
@@ -37,7 +39,7 @@ class StepPlan:
     """
 
     divisor: int
-    shares: Mapping[tuple[str, int], tuple[Share, ...]]
+    shares: Mapping[tuple[str, int], tuple[Held, ...]]
     crossings: Mapping[tuple[str, int], Crossing]
     program: Program
     recomputed: Mapping[str, frozenset[int]] = field(default_factory=dict)
@@ -82,9 +84,23 @@ def plan_step(plan: Plan, samples: Sequence[Sample], *, is_training: bool = True
             cost=_cost(plan, encoder),
         )
     every = range(plan.microbatches)
-    shares = {(module, m): replicas[m] for module, replicas in by_module.items() for m in every}
+    shares = {
+        (module, m): tuple(_hold(plan, module, share) for share in replicas[m])
+        for module, replicas in by_module.items()
+        for m in every
+    }
     crossings = {(b.name, m): _cross(plan, b, shares, m) for b in plan.boundaries for m in every}
     return StepPlan(divisor, shares, crossings, placement.program, placement.recomputed, signals)
+
+
+def _hold(plan: Plan, module: str, share: Share) -> Held:
+    """A replica's share, cut over its context-parallel ranks."""
+    cp = plan.modules[module].layout.cp
+    if cp == 1:
+        return Held(share)
+    quadratic, linear = _work(plan, module)
+    cut = plan.modules[module].shortest_cut
+    return Held(share, plan_tokens(share.cu_seqlens, cp=cp, quadratic=quadratic, linear=linear, shortest_cut=cut))
 
 
 def _share_samples(plan: Plan, samples: Sequence[Sample]) -> list[tuple[Share, ...]]:
@@ -149,19 +165,24 @@ def _check_keys(samples: Sequence[Sample]) -> None:
 
 
 def _cost(plan: Plan, module: str) -> Cost:
-    """Work of one sequence, in units of attention's cost per pair of tokens: a layer's matrices cost 6 hidden."""
-    linear = 6 * plan.hidden(module)
-    return lambda num_tokens: attention_cost(num_tokens, quadratic=1, linear=linear)
+    """Work of one sequence of a module."""
+    quadratic, linear = _work(plan, module)
+    return lambda num_tokens: attention_cost(num_tokens, quadratic=quadratic, linear=linear)
+
+
+def _work(plan: Plan, module: str) -> tuple[int, int]:
+    """Work per pair of tokens and per token: attention's cost of a pair is the unit, a layer's matrices 6 hidden."""
+    return 1, 6 * plan.hidden(module)
 
 
 def _cross(
-    plan: Plan, boundary: BoundaryPlan, shares: Mapping[tuple[str, int], tuple[Share, ...]], microbatch: int
+    plan: Plan, boundary: BoundaryPlan, shares: Mapping[tuple[str, int], tuple[Held, ...]], microbatch: int
 ) -> Crossing:
     source, sink = plan.grids[boundary.producer], plan.grids[boundary.consumer]
     return cross(
         Side(boundary.producer, source, plan.pipeline_rank(boundary.producer, source.layout.num_stages - 1)),
-        [Held(share) for share in shares[boundary.producer, microbatch]],
+        shares[boundary.producer, microbatch],
         Side(boundary.consumer, sink, plan.pipeline_rank(boundary.consumer, boundary.stage)),
-        [Held(share) for share in shares[boundary.consumer, microbatch]],
+        shares[boundary.consumer, microbatch],
         has_backward=plan.has_backward(boundary.producer),
     )

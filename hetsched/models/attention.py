@@ -6,11 +6,15 @@ D head size, C hidden size.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Queries ``[T, H, D]``, keys and values ``[T, K, D]`` to outputs ``[T, H, D]``: what sees what is the callee's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,26 +116,25 @@ class Rotary:
 
 
 class SelfAttention(nn.Module):
-    """Query, key, value and output projections around `packed_attention`.
+    """Query, key, value and output projections around attention.
 
     Args:
         hidden: C.
         heads: H.
         kv_heads: K, at most H (grouped-query attention; arXiv 2305.13245).
-        causal: as in `packed_attention`.
     """
 
-    def __init__(self, hidden: int, *, heads: int, kv_heads: int, causal: bool) -> None:
+    def __init__(self, hidden: int, *, heads: int, kv_heads: int) -> None:
         super().__init__()
-        self.head_size, self.causal = hidden // heads, causal
+        self.head_size = hidden // heads
         self.q = nn.Linear(hidden, heads * self.head_size, bias=False)
         self.k = nn.Linear(hidden, kv_heads * self.head_size, bias=False)
         self.v = nn.Linear(hidden, kv_heads * self.head_size, bias=False)
         self.o = nn.Linear(heads * self.head_size, hidden, bias=False)
 
-    def forward(self, x_TC: Tensor, padding: SequencePadding, rotary: Rotary | None = None) -> Tensor:
+    def forward(self, x_TC: Tensor, attend: Attend, rotary: Rotary | None = None) -> Tensor:
         q, k, v = (project(x_TC).unflatten(-1, (-1, self.head_size)) for project in (self.q, self.k, self.v))
         if rotary is not None:
             q, k = rotary.turn(q), rotary.turn(k)
-        out_TC: Tensor = self.o(packed_attention(q, k, v, padding=padding, causal=self.causal).flatten(1))
+        out_TC: Tensor = self.o(attend(q, k, v).flatten(1))
         return out_TC

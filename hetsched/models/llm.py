@@ -5,12 +5,16 @@ Shape suffixes: T packed tokens, C hidden size, V vocabulary.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hetsched import ops
-from hetsched.models.attention import Rotary, SelfAttention, SequencePadding
+from hetsched.models.attention import Attend, Rotary, SelfAttention, SequencePadding, packed_attention
+from hetsched.parallel.context import ContextTask, context_attention
 from hetsched.plan.model import LLMConfig, stage_layers
 from hetsched.runtime.stage import StageMeta
 
@@ -25,14 +29,14 @@ class DecoderLayer(nn.Module):
         super().__init__()
         hidden = config.hidden
         self.attn_norm = nn.RMSNorm(hidden, eps=1e-6)
-        self.attn = SelfAttention(hidden, heads=config.heads, kv_heads=config.kv_heads, causal=True)
+        self.attn = SelfAttention(hidden, heads=config.heads, kv_heads=config.kv_heads)
         self.ffn_norm = nn.RMSNorm(hidden, eps=1e-6)
         self.gate = nn.Linear(hidden, config.ffn, bias=False)
         self.up = nn.Linear(hidden, config.ffn, bias=False)
         self.down = nn.Linear(config.ffn, hidden, bias=False)
 
-    def forward(self, x_TC: Tensor, padding: SequencePadding, rotary: Rotary) -> Tensor:
-        x_TC = x_TC + self.attn(self.attn_norm(x_TC), padding, rotary)
+    def forward(self, x_TC: Tensor, attend: Attend, rotary: Rotary) -> Tensor:
+        x_TC = x_TC + self.attn(self.attn_norm(x_TC), attend, rotary)
         y_TC = self.ffn_norm(x_TC)
         out_TC: Tensor = x_TC + self.down(F.silu(self.gate(y_TC)) * self.up(y_TC))
         return out_TC
@@ -87,10 +91,20 @@ class LLMStage(nn.Module):
         stage: index of this stage.
         num_stages: stages of the module.
         module: name of the module, for messages.
+        context_group: the context-parallel ranks that share its sequences; None without.
     """
 
-    def __init__(self, config: LLMConfig, *, stage: int, num_stages: int, module: str = "llm") -> None:
+    def __init__(
+        self,
+        config: LLMConfig,
+        *,
+        stage: int,
+        num_stages: int,
+        module: str = "llm",
+        context_group: dist.ProcessGroup | None = None,
+    ) -> None:
         super().__init__()
+        self._num_heads, self._context_group = (config.heads, config.kv_heads), context_group
         layers = stage_layers(config.layers, stage=stage, num_stages=num_stages, module=module)
         self.head_size, self.rotary_base = config.hidden // config.heads, config.rotary_base
         self.embed = TokenEmbedding(config) if stage == 0 else None
@@ -102,8 +116,26 @@ class LLMStage(nn.Module):
         if self.embed is not None:
             rows = self.embed(meta)
         assert rows is not None, "a stage after the first is given rows"
-        padding = SequencePadding.of(meta.cu_seqlens, num_tokens=rows.shape[0], max_seqlen=meta.max_seqlen)
+        attend = self._attend(meta, rows)
         rotary = Rotary.of(meta.positions, head_size=self.head_size, base=self.rotary_base, dtype=rows.dtype)
         for layer in self.layers.values():
-            rows = layer(rows, padding, rotary)
+            rows = layer(rows, attend, rotary)
         return rows if self.head is None else self.head(rows, meta.inputs["labels"])
+
+    def _attend(self, meta: StageMeta, rows: Tensor) -> Attend:
+        """Causal attention within each sample, made once for all layers."""
+        if meta.shard is None:
+            padding = SequencePadding.of(meta.cu_seqlens, num_tokens=rows.shape[0], max_seqlen=meta.max_seqlen)
+            return partial(packed_attention, padding=padding, causal=True)
+        assert self._context_group is not None, "a shard comes with context parallelism"
+        num_heads, num_kv_heads = self._num_heads
+        task = ContextTask(
+            meta.shard.cu_seqlens,
+            meta.shard.token_map,
+            rank=meta.shard.rank,
+            cp=self._context_group.size(),
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            device=rows.device,
+        )
+        return partial(context_attention, task=task, group=self._context_group)

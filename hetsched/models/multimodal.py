@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from hetsched.models.init import initialize
@@ -22,6 +23,9 @@ class HasStages(Protocol):
 
     @property
     def device(self) -> torch.device: ...
+
+    @property
+    def context_group(self) -> dist.ProcessGroup | None: ...
 
 
 class StageBuilder(Protocol):
@@ -53,7 +57,13 @@ def _builder(plan: Plan, name: str, config: VisionConfig | LLMConfig) -> StageBu
                 out = plan.hidden(plan.sink)
                 module = VisionStage(config, out=out, stage=stage, num_stages=mesh.num_stages, module=name)
             else:
-                module = LLMStage(config, stage=stage, num_stages=mesh.num_stages, module=name)
+                module = LLMStage(
+                    config,
+                    stage=stage,
+                    num_stages=mesh.num_stages,
+                    module=name,
+                    context_group=mesh.context_group,
+                )
         initialize(module, seed=plan.seed, module=name, dtype=dtype)
         return module
 

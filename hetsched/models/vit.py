@@ -8,11 +8,13 @@ Shape suffixes: T patches of all images, P pixels of a patch, C hidden size, Q a
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hetsched.models.attention import SelfAttention, SequencePadding
+from hetsched.models.attention import Attend, SelfAttention, SequencePadding, packed_attention
 from hetsched.plan.model import VisionConfig, stage_layers
 from hetsched.runtime.stage import StageMeta
 
@@ -43,13 +45,13 @@ class VisionLayer(nn.Module):
         super().__init__()
         hidden, heads = config.hidden, config.heads
         self.attn_norm = nn.LayerNorm(hidden)
-        self.attn = SelfAttention(hidden, heads=heads, kv_heads=heads, causal=False)
+        self.attn = SelfAttention(hidden, heads=heads, kv_heads=heads)
         self.ffn_norm = nn.LayerNorm(hidden)
         self.up = nn.Linear(hidden, config.ffn)
         self.down = nn.Linear(config.ffn, hidden)
 
-    def forward(self, x_TC: Tensor, padding: SequencePadding) -> Tensor:
-        x_TC = x_TC + self.attn(self.attn_norm(x_TC), padding)
+    def forward(self, x_TC: Tensor, attend: Attend) -> Tensor:
+        x_TC = x_TC + self.attn(self.attn_norm(x_TC), attend)
         out_TC: Tensor = x_TC + self.down(F.gelu(self.up(self.ffn_norm(x_TC))))
         return out_TC
 
@@ -112,6 +114,7 @@ class VisionStage(nn.Module):
             rows = self.embed(meta.inputs["patches"], meta.inputs["row_col"])
         assert rows is not None, "a stage after the first is given rows"
         padding = SequencePadding.of(meta.cu_seqlens, num_tokens=rows.shape[0], max_seqlen=meta.max_seqlen)
+        attend = partial(packed_attention, padding=padding, causal=False)
         for layer in self.layers.values():
-            rows = layer(rows, padding)
+            rows = layer(rows, attend)
         return rows if self.projector is None else self.projector(rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
+from itertools import product
 
 from hetsched.config import require
 from hetsched.errors import PlanError
@@ -13,7 +14,7 @@ from hetsched.plan.model import LLMConfig, VisionConfig, divisors
 from hetsched.plan.sections import DataPlan, ModulePlan, Plan, TrainingPlan, grid_ranks
 from hetsched.schedule.registry import PIPELINES
 
-UNBUILT = ("tp", "cp", "ep")
+UNBUILT = ("tp", "ep")
 """Degrees that plans may name but the runtime does not build yet."""
 
 
@@ -33,6 +34,7 @@ def check_plan(plan: Plan) -> None:
     for name, module in plan.modules.items():
         _check_layout(plan, name, module)
         _check_ranks(plan, name, module)
+        _check_context_ranks(plan, name, module)
         _check_hidden(plan, name, module)
     _check_world(plan)
     _check_trains(plan)
@@ -72,8 +74,21 @@ def _check_layout(plan: Plan, name: str, module: ModulePlan) -> None:
             degree == 1,
             f"module {name}: {axis}={degree} is not built yet",
             field=f"{path}.{axis}",
-            fix=f"leave {axis} at 1; dp, pp and vpp are built",
+            fix=f"leave {axis} at 1; dp, cp, pp and vpp are built",
         )
+    require(
+        module.layout.cp == 1 or name == plan.sink,
+        f"module {name}: cp={module.layout.cp}, but its items are encoded whole",
+        field=f"{path}.cp",
+        fix="raise dp instead: items are shared among its replicas whatever their number",
+    )
+    cut = module.shortest_cut
+    require(
+        cut is None or (cut >= 1 and module.layout.cp > 1),
+        f"module {name}: shortest_cut={cut}" + (", but cp=1: no sample is cut" if module.layout.cp == 1 else ""),
+        field=f"modules.{name}.shortest_cut",
+        fix="use at least 1" if module.layout.cp > 1 else "remove it, or raise cp",
+    )
 
 
 def _check_virtual_stages(plan: Plan, name: str, module: ModulePlan) -> None:
@@ -132,6 +147,19 @@ def _check_ranks(plan: Plan, name: str, module: ModulePlan) -> None:
             f"module {name}: rank {rank} is listed {ranks.count(rank)} times",
             field=f"{path}.ranks",
             fix="list each rank once",
+        )
+
+
+def _check_context_ranks(plan: Plan, name: str, module: ModulePlan) -> None:
+    """Process groups number their ranks in ascending order, and maps of tokens number cp ranks."""
+    grid, layout = plan.grids[name], module.layout
+    for pp, dp in product(range(layout.pp), range(layout.dp)):
+        ranks = [grid.rank(cp=cp, dp=dp, pp=pp) for cp in range(layout.cp)]
+        require(
+            ranks == sorted(ranks),
+            f"module {name}: the context-parallel ranks {', '.join(map(str, ranks))} of one replica do not ascend",
+            field=f"modules.{name}.ranks",
+            fix=f"list them as {', '.join(map(str, sorted(ranks)))}",
         )
 
 

@@ -28,6 +28,8 @@ class ModulePlan:
         ranks: the grid's ranks, in grid order (tp fastest, then cp, dp, pp).
         hidden: width of the rows between its stages; taken from ``[model.<name>]`` if that is given.
         frozen: its parameters are not trained.
+        shortest_cut: tokens from which on a sample may be cut over context-parallel ranks; see
+            hetsched.layout.dispatch.plan_tokens, whose default it takes if left out.
     """
 
     layout: Layout = field(default_factory=Layout)
@@ -35,6 +37,7 @@ class ModulePlan:
     ranks: tuple[int, ...] | None = None
     hidden: int | None = None
     frozen: bool = False
+    shortest_cut: int | None = None
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 import resource
-from collections.abc import Callable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hetsched.batch import Batch
+from hetsched.batch import Batch, Sample
 from hetsched.errors import DataError, JobError, PlanError
 from hetsched.graph import make_topology
 from hetsched.ops import take_fault
@@ -19,7 +22,7 @@ from hetsched.parallel.data import sum_gradients
 from hetsched.plan import Plan
 from hetsched.runtime.exchange import Exchange
 from hetsched.runtime.executor import Executor, StepResult
-from hetsched.runtime.mesh import ModuleMesh, copies_group, make_meshes
+from hetsched.runtime.mesh import ModuleMesh, make_groups, make_meshes
 from hetsched.runtime.recorder import Recorder
 from hetsched.runtime.report import EvaluationReport, StepReport, gather_figures, gather_objects, name_ranks
 from hetsched.runtime.trace import RankTrace, measured_timeline
@@ -56,6 +59,7 @@ class Engine:
         _check_launch(plan, builders)
         self.plan, self.rank, self.device = plan, dist.get_rank(), torch.device("cpu")
         self._meshes = make_meshes(plan.grids, device_type="cpu")
+        self._groups = make_groups(plan.grids)
         self.stages: dict[tuple[str, int], nn.Module] = {}
         for name, grid in plan.grids.items():
             if self.rank in grid:
@@ -109,8 +113,7 @@ class Engine:
         losses, rows, faults = zip(*gather_objects(mine, group=None), strict=True)
         if any(faults):
             raise ValueError(name_ranks(faults))
-        outputs = {index: sample_rows for part in rows for index, sample_rows in part.items()}
-        return EvaluationReport(sum(losses) / step.divisor, outputs)
+        return EvaluationReport(sum(losses) / step.divisor, _join(piece for pieces in rows for piece in pieces))
 
     def timeline(self) -> Timeline:
         """The last step as it ran, on all ranks; every rank calls this. See hetsched.runtime.trace."""
@@ -142,7 +145,8 @@ class Engine:
         """Scale the gradients to a norm of at most ``max_norm`` over the whole model; returns the norm before."""
         squares = torch.zeros((), dtype=torch.float64)
         for (module, _), stage in self.stages.items():
-            copies = self.plan.modules[module].layout.dp
+            layout = self.plan.modules[module].layout
+            copies = layout.dp * layout.cp
             for p in stage.parameters():
                 if p.grad is not None:
                     squares += p.grad.double().square().sum() / copies
@@ -156,14 +160,15 @@ class Engine:
 
     def _build(self, name: str, stage: int, builder: Builder) -> nn.Module:
         layout, dtype = self.plan.modules[name].layout, getattr(torch, self.plan.dtype)
-        mesh = ModuleMesh(name, layout.num_stages, self.device, dtype, self._meshes[name])
+        group = self._groups[name].context
+        mesh = ModuleMesh(name, layout.num_stages, self.device, dtype, self._meshes[name], group)
         module = builder(stage, mesh).to(self.device, dtype)
         if self.plan.modules[name].frozen:
             module.requires_grad_(False)
         return module
 
     def _reduce(self, name: str, stage: nn.Module) -> None:
-        sum_gradients(stage, copies_group(self._meshes[name]))
+        sum_gradients(stage, self._groups[name].copies)
 
     def _prepare(self, batch: Batch, *, is_training: bool) -> tuple[RankStep, StepPlan]:
         """Plan the step and load this rank's share; a rank's DataError is raised on all."""
@@ -217,14 +222,28 @@ class Engine:
             peak_memory_bytes=int(max(every["memory"])),
         )
 
-    def _outputs(self, step: StepPlan, result: StepResult) -> dict[int, Tensor]:
-        """What the last stage returned in eval mode, cut into samples."""
-        outputs = {}
+    def _outputs(self, step: StepPlan, result: StepResult) -> list[tuple[int, NDArray[np.int64], Tensor]]:
+        """What the last stage returned in eval mode, cut into samples: index, positions that are here, their rows."""
+        outputs = []
         for (module, microbatch), extras in result.extras.items():
-            share = step.shares[module, microbatch][self.plan.grids[module].coordinates(self.rank).dp]
-            for sample, rows in zip(share.members, extras[0].split(share.lengths), strict=True):
-                outputs[sample.index] = rows.cpu()  # type: ignore[union-attr]
+            at = self.plan.grids[module].coordinates(self.rank)
+            held = step.shares[module, microbatch][at.dp]
+            for sample, positions, rows in held.by_member(at.cp):
+                assert isinstance(sample, Sample)
+                outputs.append((sample.index, positions, extras[0][rows].cpu()))
         return outputs
+
+
+def _join(pieces: Iterable[tuple[int, NDArray[np.int64], Tensor]]) -> dict[int, Tensor]:
+    """The rows of each sample in the order of its positions, from the pieces that ranks had."""
+    of_sample: dict[int, list[tuple[NDArray[np.int64], Tensor]]] = defaultdict(list)
+    for index, positions, rows in pieces:
+        of_sample[index].append((positions, rows))
+    outputs = {}
+    for index, parts in of_sample.items():
+        order = torch.from_numpy(np.concatenate([positions for positions, _ in parts])).argsort()
+        outputs[index] = torch.cat([rows for _, rows in parts])[order]
+    return outputs
 
 
 def _kernel_fault() -> str | None:

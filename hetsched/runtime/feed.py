@@ -10,48 +10,59 @@ from torch import Tensor
 
 from hetsched.batch import Batch, DataSource, Item, Sample
 from hetsched.errors import DataError
+from hetsched.layout.crossing import Held
 from hetsched.layout.positions import text_positions
-from hetsched.layout.shares import Share
-from hetsched.runtime.stage import BoundaryRows, StageMeta
+from hetsched.runtime.stage import BoundaryRows, ContextShard, StageMeta
 
 
-def load_share(batch: Batch, share: Share) -> dict[str, Tensor]:
-    """The tensors of a share's samples or items, each concatenated to ``[num_tokens, ...]``.
+def load_held(batch: Batch, held: Held, *, cp: int) -> dict[str, Tensor]:
+    """The tensors of a share's samples or items, concatenated to ``[num_tokens, ...]``: the rows of one cp rank.
+
+    A rank loads whole samples, and none of which it has no token.
 
     Raises:
         DataError: a member cannot be loaded, or its tensors contradict its description; names the sample.
     """
     loaded: list[Mapping[str, Tensor]] = []
-    for member, length in zip(share.members, share.lengths, strict=True):
+    for member, positions, _ in held.by_member(cp):
         try:
             tensors = _load(batch.source, member)
+            length = member.num_tokens if isinstance(member, Sample) else member.num_inputs
             _check(tensors, length)
             if loaded and tensors.keys() != loaded[0].keys():
                 raise DataError(f"its tensors are {sorted(tensors)}, those of others {sorted(loaded[0])}")
         except Exception as error:
             reason = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
             raise DataError(f"{_name(member, batch)}: {reason}") from error
-        loaded.append(tensors)
+        mine = torch.from_numpy(positions)
+        loaded.append(tensors if len(mine) == length else {key: t[mine] for key, t in tensors.items()})
     return {key: torch.cat([tensors[key] for tensors in loaded]) for key in (loaded[0] if loaded else ())}
 
 
 def make_meta(
-    shares: Sequence[Share],
+    held: Sequence[Held],
+    cp: int,
     *,
     microbatch: int,
     inputs: Mapping[str, Tensor],
     boundary: Mapping[str, BoundaryRows],
     device: torch.device,
 ) -> StageMeta:
-    """The meta of one call of a stage, for the shares of its microbatches; see StageMeta."""
-    lengths = [length for share in shares for length in share.lengths]
+    """The meta of one call of a stage, for what a cp rank holds of its microbatches; see StageMeta."""
+    lengths = [length for of in held for length in of.share.lengths]
+    positions, (first, *_) = text_positions(lengths), held
+    shard = None
+    if first.tokens is not None:
+        positions = positions[first.positions(cp)]
+        shard = ContextShard(first.share.cu_seqlens, first.tokens, cp)
     return StageMeta(
         microbatch=microbatch,
         cu_seqlens=torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device),
         max_seqlen=max(lengths, default=0),
-        positions=torch.from_numpy(text_positions(lengths)).to(device),
+        positions=torch.from_numpy(positions).to(device),
         inputs=inputs,
         boundary=boundary,
+        shard=shard,
     )
 
 

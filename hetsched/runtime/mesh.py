@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch.distributed.device_mesh import DeviceMesh
 
 from hetsched.layout.grid import Grid
@@ -24,6 +26,8 @@ class ModuleMesh:
         device: where the stage's parameters belong.
         dtype: of its parameters and rows.
         device_mesh: dims ``pp, dp, cp, tp``; this rank is in it.
+        context_group: the context-parallel ranks that share this rank's sequences, by cp rank, in a group of their own;
+            None where it has them alone.
     """
 
     module: str
@@ -31,6 +35,7 @@ class ModuleMesh:
     device: torch.device
     dtype: torch.dtype
     device_mesh: DeviceMesh
+    context_group: dist.ProcessGroup | None
 
 
 def make_meshes(grids: Mapping[str, Grid], *, device_type: str) -> dict[str, DeviceMesh]:
@@ -43,6 +48,37 @@ def make_meshes(grids: Mapping[str, Grid], *, device_type: str) -> dict[str, Dev
     return meshes
 
 
-def copies_group(mesh: DeviceMesh) -> dist.ProcessGroup | None:
-    """The ranks that hold a copy of this rank's stages and do different work; None where it is alone."""
-    return mesh.get_group("dp") if mesh.size(AXES.index("dp")) > 1 else None
+@dataclass(frozen=True)
+class ModuleGroups:
+    """The process groups of one module that this rank is in; None where it would be alone.
+
+    Also where others have the same ranks they are groups of their own: messages of the default group never mix with theirs.
+
+    Args:
+        context: the context-parallel ranks that share this rank's sequences.
+        copies: the ranks that hold a copy of this rank's stages and do different work: data-parallel ranks have other
+            samples, context-parallel ones other tokens.
+    """
+
+    context: dist.ProcessGroup | None
+    copies: dist.ProcessGroup | None
+
+
+def make_groups(grids: Mapping[str, Grid]) -> dict[str, ModuleGroups]:
+    """The groups of each module. Every rank calls this with equal grids: groups are made in the same order."""
+    groups = {}
+    for name, grid in grids.items():
+        d = grid.layout
+        ranks = np.reshape(grid.ranks, (d.pp, d.dp, d.cp, d.tp))
+        context = np.moveaxis(ranks, 2, -1).reshape(-1, d.cp)
+        copies = np.moveaxis(ranks, 3, 1).reshape(-1, d.dp * d.cp)
+        groups[name] = ModuleGroups(_group_of(context), _group_of(copies))
+    return groups
+
+
+def _group_of(ranks: NDArray[np.int64]) -> dist.ProcessGroup | None:
+    """Of groups with the ranks of each row the one that this rank is in."""
+    if ranks.shape[1] == 1:
+        return None
+    of_rows = [(row, dist.new_group(row)) for row in ranks.tolist()]
+    return next((group for row, group in of_rows if dist.get_rank() in row), None)

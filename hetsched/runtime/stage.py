@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from hetsched.layout.tokens import IntArray
+
 
 @dataclass(frozen=True, slots=True)
 class BoundaryRows:
@@ -14,16 +16,34 @@ class BoundaryRows:
 
     Args:
         rows: ``[num_rows, hidden]``, in the order of the positions they fill.
-        index: int64 ``[num_rows]``, the row of the packed sequence that each fills.
+        index: int64 ``[num_rows]``, the row of the packed sequence (of its part that is here) that each fills.
     """
 
     rows: Tensor
     index: Tensor
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ContextShard:
+    """Which tokens of a replica's packed sequence are where, under context parallelism; integers on the host.
+
+    Args:
+        cu_seqlens: boundaries of the samples in the whole packed sequence, from 0.
+        token_map: where its tokens lie on the cp ranks, int64 ``[num_runs, 4]``; see hetsched.layout.tokens.
+        rank: this cp rank.
+    """
+
+    cu_seqlens: tuple[int, ...]
+    token_map: IntArray
+    rank: int
+
+
 @dataclass(frozen=True, slots=True)
 class StageMeta:
     """The part of a microbatch that is not rows; the same for every stage of a module replica.
+
+    With context parallelism the rows of a packed sequence are spread over ranks: ``num_tokens`` rows are here,
+    and ``shard`` says which. All that is per row (positions, inputs, rows of boundaries) is of these rows alone.
 
     A stage is a plain ``nn.Module`` with ``forward(rows, meta) -> rows``. ``rows`` is
     ``[num_tokens, hidden]`` from the stage before, or None at a module's first stage, which
@@ -33,11 +53,13 @@ class StageMeta:
 
     Args:
         microbatch: index of the microbatch, the first of a window's.
-        cu_seqlens: int32 ``[num_seqs + 1]``, starts at 0: boundaries of samples (or items).
+        cu_seqlens: int32 ``[num_seqs + 1]``, starts at 0: boundaries of samples (or items) in the whole packed
+            sequence.
         max_seqlen: the longest of them.
         positions: int64 ``[num_tokens]``, position of each row in its own sequence.
         inputs: the loaded tensors, concatenated ``[num_tokens, ...]``; first and last stage only.
         boundary: producer's name -> rows that enter at this stage.
+        shard: which tokens of the packed sequence are here; None where all are.
     """
 
     microbatch: int
@@ -46,3 +68,4 @@ class StageMeta:
     positions: Tensor
     inputs: Mapping[str, Tensor] = field(default_factory=dict)
     boundary: Mapping[str, BoundaryRows] = field(default_factory=dict)
+    shard: ContextShard | None = None

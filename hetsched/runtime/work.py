@@ -10,13 +10,13 @@ from torch import Tensor
 
 from hetsched.batch import Batch
 from hetsched.graph import make_topology
+from hetsched.layout.crossing import Held
 from hetsched.layout.routes import Segment, segments_of
-from hetsched.layout.shares import Share
 from hetsched.layout.tokens import positions_of
 from hetsched.plan import Plan
 from hetsched.runtime.exchange import Channel
 from hetsched.runtime.executor import Move
-from hetsched.runtime.feed import load_share, make_meta, to_device
+from hetsched.runtime.feed import load_held, make_meta, to_device
 from hetsched.runtime.stage import BoundaryRows, StageMeta
 from hetsched.schedule.action import Action, Kind
 from hetsched.sim.credits import ShareKey
@@ -80,22 +80,22 @@ class RankStep:
             if at.pp not in {self._plan.pipeline_rank(module, stage) for stage in (0, last)}:
                 continue
             for m in range(self._plan.microbatches):
-                tensors = load_share(batch, self._share(module, m))
+                tensors = load_held(batch, self._held(module, m), cp=at.cp)
                 self._inputs[module, m] = to_device(tensors, device=self._device, dtype=dtype)
 
     def num_tokens(self, module: str, microbatch: int) -> int:
-        return self._share(module, microbatch).num_tokens
+        return self._held(module, microbatch).num_tokens(self._where[module].cp)
 
     def num_rows(self, module: str, microbatch: int) -> int:
-        return self._share(module, microbatch).num_rows
+        return self._held(module, microbatch).num_rows(self._where[module].cp)
 
     def meta(
         self, module: str, stage: int, microbatches: Sequence[int], boundary: Mapping[str, BoundaryRows]
     ) -> StageMeta:
-        shares = [self._share(module, m) for m in microbatches]
         inputs = [self._inputs.get((module, m), {}) for m in microbatches]
         return make_meta(
-            shares,
+            [self._held(module, m) for m in microbatches],
+            self._where[module].cp,
             microbatch=microbatches[0],
             inputs=inputs[0] if len(inputs) == 1 else {k: torch.cat([of[k] for of in inputs]) for k in inputs[0]},
             boundary=boundary,
@@ -111,13 +111,14 @@ class RankStep:
             return self._boundary_move(action, microbatch, is_forward)
         goes_on = action.kind in (Kind.SEND_F, Kind.RECV_B)
         stage = action.stage if goes_on else action.stage - 1
-        share, at = self._share(action.module, microbatch), self._where[action.module]
+        num_tokens, at = self.num_tokens(action.module, microbatch), self._where[action.module]
         grid = self._plan.grids[action.module]
-        first, second = (grid.rank(dp=at.dp, pp=self._plan.pipeline_rank(action.module, s)) for s in (stage, stage + 1))
+        pps = (self._plan.pipeline_rank(action.module, s) for s in (stage, stage + 1))
+        first, second = (grid.rank(cp=at.cp, dp=at.dp, pp=pp) for pp in pps)
         ends = (first, second) if is_forward else (second, first)
-        route = (Segment(ends[0], 0, ends[1], 0, share.num_tokens),) if share.num_tokens else ()
+        route = (Segment(ends[0], 0, ends[1], 0, num_tokens),) if num_tokens else ()
         channel = self._channels.of(action.module, stage, is_forward=is_forward)
-        return Move(channel, route, share.num_tokens)
+        return Move(channel, route, num_tokens)
 
     def _boundary_move(self, action: Action, microbatch: int, is_forward: bool) -> Move:
         step = self._step.crossings[action.module, microbatch]
@@ -167,5 +168,5 @@ class RankStep:
     def needs_input_gradient(self, module_or_edge: str) -> bool:
         return self._plan.has_backward(module_or_edge.split("->")[0])
 
-    def _share(self, module: str, microbatch: int) -> Share:
+    def _held(self, module: str, microbatch: int) -> Held:
         return self._step.shares[module, microbatch][self._where[module].dp]

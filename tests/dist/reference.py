@@ -26,7 +26,7 @@ class Trained:
 
 def train_alone(plan: Plan, source: DataSource, batches: list[list[int]], *, learning_rate: float) -> Trained:
     """Plain SGD on the batches, in one process."""
-    whole = SimpleNamespace(num_stages=1, device=torch.device("cpu"))
+    whole = SimpleNamespace(num_stages=1, device=torch.device("cpu"), context_group=None)
     modules = {name: build(0, whole) for name, build in builders(plan).items()}
     for name, module in modules.items():
         module.requires_grad_(not plan.modules[name].frozen)

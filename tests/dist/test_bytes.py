@@ -17,6 +17,7 @@ from tests.dist.plans import make_plan
 from tests.dist.pool import Pool
 from tests.dist.ragged import RaggedSource
 from tests.dist.work import batches, train_on_ranks
+from tests.plan.batches import shares_of
 
 FLOAT64 = 8
 CASES = {
@@ -28,6 +29,14 @@ CASES = {
     "colocated": (dict(vision="first_rank = 0\nlayout.dp = 2", llm="first_rank = 0\nlayout.pp = 2", world_size=2), ""),
     "colocated, LLM dp 2": (
         dict(vision="first_rank = 0\nlayout.dp = 4", llm="first_rank = 0\nlayout = { dp = 2, pp = 2 }", world_size=4),
+        "",
+    ),
+    "colocated, LLM cp 3": (
+        dict(
+            vision="first_rank = 0\nlayout.dp = 3",
+            llm="first_rank = 0\nlayout = { cp = 3, pp = 2 }\nshortest_cut = 1",
+            world_size=6,
+        ),
         "",
     ),
     "colocated, frozen encoder": (
@@ -66,15 +75,16 @@ def lacking_rows(plan: Plan, step: StepPlan) -> Iterator[tuple[int, int]]:
     for m in range(plan.microbatches):
         maker_of = {
             item.key: source.rank(dp=dp, pp=source.layout.pp - 1)
-            for dp, share in enumerate(step.shares["vision", m])
+            for dp, share in enumerate(shares_of(step, "vision", m))
             for item in share.members
         }
-        for dp, share in enumerate(step.shares["llm", m]):
-            wanting = sink.rank(dp=dp, pp=0)
-            for sample in share.members:
-                for placeholder in sample.placeholders:
+        for dp, held in enumerate(step.shares["llm", m]):
+            for cp in range(sink.layout.cp):
+                wanting, kept = sink.rank(dp=dp, cp=cp, pp=0), set(held.positions(cp).tolist())
+                for row, placeholder in held.share.placeholders("vision"):
+                    num_rows = len(kept.intersection(range(row, row + placeholder.item.num_rows)))
                     if maker_of[placeholder.item.key] != wanting:
-                        yield from [(maker_of[placeholder.item.key], wanting)] * placeholder.item.num_rows
+                        yield from [(maker_of[placeholder.item.key], wanting)] * num_rows
 
 
 def least_bytes(plan: Plan, step: StepPlan) -> tuple[int, int]:
@@ -82,10 +92,10 @@ def least_bytes(plan: Plan, step: StepPlan) -> tuple[int, int]:
     num_ways = 1 if plan.modules["vision"].frozen else 2
     boundary = num_ways * len(list(lacking_rows(plan, step))) * plan.hidden("llm")
     stages = 0
-    for (module, _), shares in step.shares.items():
+    for module, m in step.shares:
         ways = num_ways if module == "vision" else 2
         edges = plan.modules[module].layout.num_stages - 1
-        stages += ways * edges * sum(share.num_tokens for share in shares) * plan.hidden(module)
+        stages += ways * edges * sum(share.num_tokens for share in shares_of(step, module, m)) * plan.hidden(module)
     return boundary * FLOAT64, stages * FLOAT64
 
 
@@ -107,7 +117,11 @@ def test_the_cases_are_those_that_count() -> None:
         assert all(bool(step) != (case == "homogeneous") for step in steps), case
     plan = plan_of("colocated, LLM dp 2")
     uses = [
-        {(m, p.item.key, dp) for dp, share in enumerate(step.shares["llm", m]) for _, p in share.placeholders("vision")}
+        {
+            (m, p.item.key, dp)
+            for dp, share in enumerate(shares_of(step, "llm", m))
+            for _, p in share.placeholders("vision")
+        }
         for step in steps_of(plan)
         for m in range(plan.microbatches)
     ]

@@ -25,6 +25,7 @@ def layout(first_rank: int = 0, **degrees: int) -> str:
     return f"first_rank = {first_rank}\nlayout = {{ {', '.join(f'{k} = {v}' for k, v in degrees.items())} }}"
 
 
+CUT = "\nshortest_cut = 1"
 STAGE0 = 'encoder = "stage0"'
 CASES = {
     "one process": (dict(vision=layout(), llm=layout(), world_size=1), "many"),
@@ -48,6 +49,30 @@ CASES = {
         "many",
     ),
     "colocated, LLM frozen": (dict(vision=layout(dp=2), llm=layout(pp=2) + "\nfrozen = true", world_size=2), "many"),
+    "colocated dp 2, cp 2": (dict(vision=layout(dp=2), llm=layout(cp=2) + CUT, world_size=2), "many"),
+    "colocated dp 4, cp 4": (dict(vision=layout(dp=4), llm=layout(cp=4) + CUT, world_size=4), "many"),
+    "colocated dp 4, cp 2 dp 2": (dict(vision=layout(dp=4), llm=layout(cp=2, dp=2) + CUT, world_size=4), "many"),
+    "colocated dp 4, cp 2 pp 2": (dict(vision=layout(dp=4), llm=layout(cp=2, pp=2) + CUT, world_size=4), "many"),
+    "colocated dp 8, cp 4 pp 2, fill": (
+        dict(vision=layout(dp=8), llm=layout(cp=4, pp=2) + CUT, world_size=8, schedule='encoder = "fill"'),
+        "many",
+    ),
+    "colocated, cp 2, samples whole": (dict(vision=layout(dp=2), llm=layout(cp=2), world_size=2), "many"),
+    "colocated, cp 4, few items": (dict(vision=layout(dp=4), llm=layout(cp=4) + CUT, world_size=4), "few"),
+    "colocated, cp 2 pp 2, zb-v": (
+        dict(vision=layout(dp=4), llm=layout(cp=2, pp=2, vpp=2) + CUT, world_size=4, schedule='pipeline = "zb-v"'),
+        "many",
+    ),
+    "non-colocated dp 2 + cp 3": (dict(vision=layout(dp=2), llm=layout(2, cp=3) + CUT, world_size=5), "many"),
+    "non-colocated dp 1 + cp 3 dp 2": (dict(vision=layout(), llm=layout(1, cp=3, dp=2) + CUT, world_size=7), "many"),
+    "non-colocated dp 2 + cp 2 pp 2, stage0": (
+        dict(vision=layout(dp=2), llm=layout(2, cp=2, pp=2) + CUT, world_size=6, schedule=STAGE0),
+        "many",
+    ),
+    "partly overlapping, cp 2 pp 2": (
+        dict(vision=layout(dp=4), llm=layout(2, cp=2, pp=2) + CUT, world_size=6),
+        "many",
+    ),
     "non-colocated 1 + 1": (dict(vision=layout(), llm=layout(1), world_size=2, schedule=STAGE0), "many"),
     "non-colocated dp 3 + dp 2": (dict(vision=layout(dp=3), llm=layout(3, dp=2), world_size=5), "many"),
     "non-colocated dp 2 + dp 3, stage0": (

@@ -34,7 +34,7 @@ def build(
     module: str, num_stages: int, *, dtype: str = "float64", seed: int = 3, device: str = "cpu"
 ) -> list[nn.Module]:
     builder = builders(parse_plan(PLAN.format(dtype=dtype, seed=seed)))[module]
-    mesh = SimpleNamespace(num_stages=num_stages, device=torch.device(device))
+    mesh = SimpleNamespace(num_stages=num_stages, device=torch.device(device), context_group=None)
     return [builder(stage, mesh) for stage in range(num_stages)]
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from hetsched.batch import Item, Placeholder, Sample
+from hetsched.layout.shares import Share
+from hetsched.stepplan import StepPlan
 
 
 def item_of(key: int, module: str = "vision") -> Item:
@@ -25,3 +27,8 @@ def _sample(draw: st.DrawFn, index: int, modules: tuple[str, ...]) -> Sample:
         placeholders.append(Placeholder(item, start))
         start += item.num_rows + draw(st.integers(0, 2))
     return Sample(index, start + draw(st.integers(1, 5)), draw(st.integers(1, 3)), tuple(placeholders))
+
+
+def shares_of(step: StepPlan, module: str, microbatch: int) -> list[Share]:
+    """What each replica of a module works on."""
+    return [held.share for held in step.shares[module, microbatch]]

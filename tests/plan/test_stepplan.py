@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 from hetsched.batch import Item, Placeholder, Sample
 from hetsched.errors import DataError
 from hetsched.graph import make_topology
+from hetsched.layout.crossing import Held
 from hetsched.plan import Plan
 from hetsched.schedule.action import Kind
 from hetsched.stepplan import StepPlan, plan_step
 from hetsched.stepprogram import typical_placement
-from tests.plan.batches import batches, item_of
+from tests.plan.batches import batches, item_of, shares_of
 from tests.plan.plan_texts import plan_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,13 +42,15 @@ plans = st.sampled_from(sorted(PLANS)).map(PLANS.__getitem__)
 
 def check_complete(plan: Plan, samples: Sequence[Sample], step: StepPlan) -> None:
     """Each sample in one share; in each microbatch each item that it uses in one share; one divisor."""
-    found = [member for m in range(plan.microbatches) for share in step.shares["llm", m] for member in share.members]
+    found = [
+        member for m in range(plan.microbatches) for share in shares_of(step, "llm", m) for member in share.members
+    ]
     assert Counter(found) == Counter(samples)
     for m in range(plan.microbatches):
-        assert len(step.shares["llm", m]) == plan.modules["llm"].layout.dp
-        assert len(step.shares["vision", m]) == plan.modules["vision"].layout.dp
-        used = {p.item for share in step.shares["llm", m] for sample in share.members for p in sample.placeholders}
-        assert Counter(item for share in step.shares["vision", m] for item in share.members) == Counter(used)
+        assert len(shares_of(step, "llm", m)) == plan.modules["llm"].layout.dp
+        assert len(shares_of(step, "vision", m)) == plan.modules["vision"].layout.dp
+        used = {p.item for share in shares_of(step, "llm", m) for sample in share.members for p in sample.placeholders}
+        assert Counter(item for share in shares_of(step, "vision", m) for item in share.members) == Counter(used)
     assert step.divisor == sum(sample.weight for sample in samples)
 
 
@@ -65,10 +68,10 @@ def test_an_incomplete_step_plan_fails_that_check(fault: str) -> None:
     check_complete(plan, samples, step)
     module = "llm" if fault == "a sample lost" else "vision"
     replicas = list(step.shares[module, 0])
-    number = next(i for i, share in enumerate(replicas) if share.members)
-    members = replicas[number].members
+    number, share = next((i, held.share) for i, held in enumerate(replicas) if held.share.members)
     if fault != "another divisor":
-        replicas[number] = replace(replicas[number], members=members * 2 if fault == "an item twice" else members[1:])
+        members = share.members * 2 if fault == "an item twice" else share.members[1:]
+        replicas[number] = Held(replace(share, members=members))
     shares = {**step.shares, (module, 0): tuple(replicas)}
     wrong = replace(step, shares=shares, divisor=step.divisor + (fault == "another divisor"))
     with pytest.raises(AssertionError):
@@ -119,7 +122,7 @@ def test_items_of_a_homogeneous_encoder_stay_with_the_stage_that_they_feed() -> 
     samples = [Sample(i, 9, 1, (Placeholder(item_of(i), 2),)) for i in range(8)]
     step = plan_step(plan, samples)
     for m in range(plan.microbatches):
-        assert [bool(share.members) for share in step.shares["vision", m]][2:] == [False, False]
+        assert [bool(share.members) for share in shares_of(step, "vision", m)][2:] == [False, False]
     check_complete(plan, samples, step)
 
 
