@@ -34,8 +34,9 @@ def check_plan(plan: Plan) -> None:
     for name, module in plan.modules.items():
         _check_layout(plan, name, module)
         _check_ranks(plan, name, module)
-        _check_context_ranks(plan, name, module)
         _check_hidden(plan, name, module)
+    for name, module in plan.modules.items():
+        _check_context_ranks(plan, name, module)
     _check_world(plan)
     _check_trains(plan)
     check_schedule(plan)

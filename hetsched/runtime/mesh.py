@@ -52,7 +52,8 @@ def make_meshes(grids: Mapping[str, Grid], *, device_type: str) -> dict[str, Dev
 class ModuleGroups:
     """The process groups of one module that this rank is in; None where it would be alone.
 
-    Also where others have the same ranks they are groups of their own: messages of the default group never mix with theirs.
+    They are groups of their own, also where others have the same ranks: messages never mix with those of the default
+    group.
 
     Args:
         context: the context-parallel ranks that share this rank's sequences.
