@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hetsched.layout.dispatch import plan_tokens
 from hetsched.layout.tokens import Group, IntArray, spread_zigzag
+from hetsched.parallel.context_task import Way
 
 MapKind = Literal["planned", "zigzag", "random", "one rank"]
 LENGTHS = (0, 1, 127, 128, 129, 300)
@@ -29,6 +30,7 @@ class ContextCase:
     window: int | None = None
     dtype: torch.dtype = torch.float64
     seed: int = 0
+    forced: Way | None = "ring"
 
     @property
     def cu_seqlens(self) -> list[int]:
@@ -77,3 +79,12 @@ def fuzzed(cp: int, *, num_cases: int, dtype: torch.dtype = torch.float64) -> li
         window = (None, 150, None, 1, 400)[seed % 5]
         cases.append(ContextCase(tuple(lengths), cp, kinds[(seed // 2) % 3], heads, window, dtype, seed))
     return cases
+
+
+def by_heads(cp: int) -> list[ContextCase]:
+    """Documents on every kind of map, with heads for each of ``cp`` ranks."""
+    heads = {2: (4, 2), 3: (6, 3), 4: (8, 4), 8: (16, 8)}[cp]
+    kinds: tuple[tuple[MapKind, int | None], ...] = (
+        ("planned", None), ("zigzag", 150), ("random", None), ("one rank", None),
+    )  # fmt: skip
+    return [ContextCase((129, 0, 300, 1), cp, kind, heads, window, forced="ulysses") for kind, window in kinds]

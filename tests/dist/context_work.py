@@ -18,6 +18,7 @@ from hetsched.kernels.attention.ranges import KeyRanges
 from hetsched.layout.tokens import tokens_of
 from hetsched.parallel import ring
 from hetsched.parallel.context import ContextTask, context_attention
+from hetsched.parallel.context_task import Whole
 from tests.dist.context_cases import ContextCase
 
 
@@ -40,15 +41,17 @@ def attend_on_ranks(cases: Sequence[ContextCase], mutant: str | None = None) -> 
 
 
 def attend_for_another_rank(case: ContextCase) -> None:
-    """Calls with the task of the next rank."""
+    """Calls with the task of the next rank, once all have met: a rank that fails leaves the group."""
+    dist.barrier()
     task = task_of(case, (dist.get_rank() + 1) % case.cp)
     q, k, v, _ = case.inputs()
     context_attention(q, k, v, task, group=dist.group.WORLD)
 
 
 def task_of(case: ContextCase, rank: int) -> ContextTask:
-    heads = {"num_heads": case.heads[0], "num_kv_heads": case.heads[1]}
-    return ContextTask(case.cu_seqlens, case.token_map, rank=rank, cp=case.cp, window=case.window, **heads)
+    options: dict[str, Any] = {"window": case.window, "forced": case.forced}
+    options |= {"num_heads": case.heads[0], "num_kv_heads": case.heads[1]}
+    return ContextTask(case.cu_seqlens, case.token_map, rank=rank, cp=case.cp, **options)
 
 
 def _attend(case: ContextCase, group: dist.ProcessGroup) -> Part:
@@ -136,6 +139,16 @@ def _keys_in_the_wrong_order() -> Any:
     return mock.patch.object(ring, "forward_step", flipped)
 
 
+def _rows_by_rank() -> Any:
+    original = ContextTask.whole.func
+
+    def unordered(self: ContextTask) -> Whole:
+        whole = original(self)
+        return replace(whole, place_of_token=whole.place_of_token.sort().values)
+
+    return mock.patch.object(ContextTask, "whole", property(unordered))
+
+
 MUTANTS: dict[str, Callable[[], Any]] = {
     "a lost block": _lost_block,
     "a wrong scale": _wrong_scale,
@@ -143,4 +156,5 @@ MUTANTS: dict[str, Callable[[], Any]] = {
     "a mask off by one": _mask_off_by_one,
     "gradients that do not come back": _gradients_that_do_not_come_back,
     "keys in the wrong order": _keys_in_the_wrong_order,
+    "rows that stay by rank": _rows_by_rank,
 }

@@ -124,6 +124,24 @@ def test_a_map_that_is_not_a_partition_in_order_is_refused(
         ContextTask(case.cu_seqlens, change(case.token_map), rank=0, cp=2, num_heads=2, num_kv_heads=1)
 
 
+def test_ulysses_is_chosen_where_it_moves_fewer_bytes() -> None:
+    def way(case: ContextCase) -> str:
+        return task_of(replace(case, forced=None), 0).way
+
+    # of dense documents the ring moves cp * K / (H + K) times as much
+    assert way(ContextCase((800,), 4, "zigzag", (8, 8))) == "ulysses"
+    assert way(ContextCase((800,), 2, "zigzag", (8, 8))) == "ring"
+    assert way(ContextCase((800,), 4, "zigzag", (16, 4))) == "ring"
+    assert way(ContextCase((800,), 8, "zigzag", (16, 8))) == "ulysses"
+    # and less where few rows are seen elsewhere
+    assert way(ContextCase((800,), 4, "zigzag", (8, 8), window=10)) == "ring"
+    assert way(ContextCase((200, 200, 200, 200), 4, "planned", (8, 8))) == "ring"
+    # heads cannot be dealt out
+    assert way(ContextCase((800,), 4, "zigzag", (6, 6))) == "ring"
+    with pytest.raises(ValueError, match="cp=4 does not divide"):
+        task_of(ContextCase((800,), 4, "zigzag", (6, 6), forced="ulysses"), 0)
+
+
 def test_a_rank_outside_the_group_and_an_empty_window_are_refused() -> None:
     case = ContextCase((20,), 2, "zigzag")
     with pytest.raises(ValueError, match="rank=2"):
