@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 from hetsched.kernels.attention.attend import attend
 from hetsched.parallel import ring
 from hetsched.parallel.context_task import ContextTask
+from hetsched.parallel.ulysses import attend_by_heads
 
 __all__ = ["ContextTask", "context_attention"]
 
@@ -51,6 +52,9 @@ def context_attention(  # noqa: PLR0913  # as attend, and the group
     if group is not None and (dist.get_world_size(group), dist.get_rank(group)) != (task.cp, task.rank):
         place = f"rank {dist.get_rank(group)} of {dist.get_world_size(group)}"
         raise ValueError(f"the task was made for rank {task.rank} of {task.cp}, but the group says {place}")
+    if group is not None and task.way == "ulysses":
+        qkv = (q_THD, k_TKD, v_TKD)
+        return attend_by_heads(qkv, task, group=group, scale=scale, is_deterministic=is_deterministic)
     if group is None or not task.has_messages:
         return attend(q_THD, k_TKD, v_TKD, task.steps[0].attention, scale=scale, is_deterministic=is_deterministic)[0]
     call = _Call(task, group, scale, is_deterministic)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,6 +16,8 @@ from torch import Tensor
 from hetsched.kernels.attention.ranges import KeyRanges, MaskKind, Span
 from hetsched.kernels.attention.task import AttentionTask
 from hetsched.layout.tokens import IntArray, tokens_of
+
+Way = Literal["ring", "ulysses"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,6 +40,21 @@ class Step:
     sent: Tensor
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Whole:
+    """The whole sequence on every rank, for ``1 / cp`` of the heads.
+
+    Args:
+        attention: of all documents.
+        place_of_token: int64, where each token's row is when rows lie by rank.
+        token_in_place: int64, its inverse.
+    """
+
+    attention: AttentionTask
+    place_of_token: Tensor
+    token_in_place: Tensor
+
+
 @dataclass(frozen=True, eq=False)
 class ContextTask:
     """Made once per microbatch from integers, alike on every rank, and shared by all layers with the same head counts.
@@ -51,10 +70,11 @@ class ContextTask:
         num_heads, num_kv_heads: of queries and of keys.
         device: where attention is computed.
         window: a query sees itself and the ``window - 1`` positions before it; None is unlimited.
+        forced: the way to communicate; None is the one that moves fewer bytes.
 
     Raises:
         ValueError: a map that does not hold each token once, or a rank's rows that are not in order; a window below 1;
-            a rank that is not in the group.
+            a rank that is not in the group; Ulysses forced where cp does not divide both numbers of heads.
     """
 
     cu_seqlens: Sequence[int]
@@ -66,13 +86,34 @@ class ContextTask:
     num_kv_heads: int
     device: torch.device | str = "cpu"
     window: int | None = None
+    forced: Way | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.cp:
             raise ValueError(f"rank={self.rank}: expected one of the {self.cp} ranks of the group")
         if self.window is not None and self.window < 1:
             raise ValueError(f"window={self.window}: a query sees at least itself; use window >= 1 or None")
+        if self.forced == "ulysses" and not self._has_divisible_heads:
+            heads = f"num_heads={self.num_heads} and num_kv_heads={self.num_kv_heads}"
+            raise ValueError(f"forced='ulysses': cp={self.cp} does not divide {heads}; use 'ring' or None")
         _check_map(self.token_map, self.cp, num_tokens=self.cu_seqlens[-1])
+
+    @cached_property
+    def way(self) -> Way:
+        """How the group communicates: keys to queries in a ring, or rows for heads (Ulysses), in which all rows travel.
+
+        The ring hides its messages behind the steps, so it is taken where bytes are equal.
+        """
+        if self.forced is not None:
+            return self.forced
+        all_heads = self.num_heads + self.num_kv_heads
+        # the ring moves at most this much, and often far less: rows that nobody else sees stay
+        if not self._has_divisible_heads or self.cp * self.num_kv_heads <= all_heads:
+            return "ring"
+        pairs = itertools.permutations(self._held, 2)
+        ring_rows = sum(int(self._is_seen(keys, queries=queries).sum()) for queries, keys in pairs)
+        moved_rows = sum(self.rows_of_rank) * (self.cp - 1)
+        return "ulysses" if ring_rows * self.cp * self.num_kv_heads > moved_rows * all_heads else "ring"
 
     @cached_property
     def steps(self) -> tuple[Step, ...]:
@@ -90,14 +131,33 @@ class ContextTask:
         return tuple(result)
 
     @cached_property
+    def whole(self) -> Whole:
+        """For Ulysses: all rows over this rank's heads."""
+        tokens = np.concatenate(self._held)
+        heads = {"num_heads": self.num_heads // self.cp, "num_kv_heads": self.num_kv_heads // self.cp}
+        everything = np.arange(len(tokens))
+        attention = AttentionTask(self._ranges(everything, everything), **heads, device=self.device)
+        places = (torch.from_numpy(x).to(self.device) for x in (np.argsort(tokens), tokens))
+        return Whole(attention, *places)
+
+    @cached_property
+    def rows_of_rank(self) -> list[int]:
+        """How many rows each rank has."""
+        return [len(tokens) for tokens in self._held]
+
+    @cached_property
     def has_messages(self) -> bool:
-        """Whether this rank sends or receives anything."""
+        """Whether this rank sends or receives anything in the ring."""
         return any(step.num_rows or len(step.sent) for step in self.steps[1:])
 
     @cached_property
     def receives(self) -> bool:
         """Whether this rank's queries see keys of other ranks."""
         return any(step.num_rows for step in self.steps[1:])
+
+    @property
+    def _has_divisible_heads(self) -> bool:
+        return self.num_heads % self.cp == 0 and self.num_kv_heads % self.cp == 0
 
     @cached_property
     def _held(self) -> tuple[IntArray, ...]:
