@@ -117,9 +117,8 @@ class Truth:
     @cached_property
     def whole(self) -> IntArray:
         """At each place of the consumer the whole gradient of its use."""
-        if not self._is_partial:
-            return self.sent
-        return total(self._uses, self.sent, 1 + int(self._uses.max(initial=0)))[self._uses]
+        num_uses = 1 + int(self._uses.max(initial=0))
+        return total(self._uses, self.sent, num_uses)[self._uses] if self._is_partial else self.sent
 
     def is_adjoint(self, arrived: IntArray, returned: IntArray) -> bool:
         """Whether <Ax, y> = <x, A^T y> of the numbers x and the gradients y, each use and each row counted once."""
@@ -147,40 +146,66 @@ def _is_first(values: IntArray) -> NDArray[np.bool_]:
     return found
 
 
-def faults_of(truth: Truth, crossing: Crossing) -> set[str]:
-    """What is wrong: the ``local rows`` said to be held, ``rows`` that arrive, ``gradients``, ``adjoint``, ``bytes``."""
-    faults = set()
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a crossing.
+
+    Args:
+        arrived: ``[n, 2]``, for each place of the consumer the sum of the numbers that came, and how many came.
+        returned: ``[m]``, for each place of the producer the sum of the gradients that came.
+        num_sent: rows that went to another rank, forward and backward.
+    """
+
+    arrived: IntArray
+    returned: IntArray
+    num_sent: tuple[int, int]
+
+
+def faults_of(truth: Truth, crossing: Crossing, outcome: Outcome) -> set[str]:
+    """What is wrong: the ``local rows`` that are named, ``rows`` that arrive, ``gradients``, ``adjoint``, ``bytes``."""
     filled = {
         rank: [row + i for row, count in runs.tolist() for i in range(count)] for rank, runs in crossing.index.items()
     }
-    arriving = {rank: crossing.num_arriving(rank) for rank in filled}
     wanted = {rank: rows.tolist() for rank, rows in truth.index.items()}
-    if (crossing.produced, filled, arriving) != (truth.produced, wanted, {rank: len(wanted[rank]) for rank in wanted}):
-        faults.add("local rows")
-    arrived, times = carried(crossing.forward, truth.made, truth.wanted, truth.made.numbers)
-    returned, _ = carried(crossing.backward, truth.wanted, truth.made, truth.sent)
-    if (times != 1).any() or (arrived != truth.wanted.numbers).any():
-        faults.add("rows")
-    if (returned != truth.returned).any():
-        faults.add("gradients")
-    if not truth.is_adjoint(arrived, returned):
-        faults.add("adjoint")
-    if (num_crossing(crossing.forward), num_crossing(crossing.backward)) != truth.least():
-        faults.add("bytes")
-    return faults
+    arriving = [crossing.num_arriving(rank) for rank in wanted]
+    (numbers, times), returned = outcome.arrived.T, outcome.returned
+    is_fine = {
+        "local rows": (crossing.produced, filled) == (truth.produced, wanted)
+        and arriving == list(map(len, wanted.values())),
+        "rows": bool((numbers == truth.wanted.numbers).all() and (times == 1).all()),
+        "gradients": bool((returned == truth.returned).all()),
+        "adjoint": truth.is_adjoint(numbers, returned),
+        "bytes": outcome.num_sent == truth.least(),
+    }
+    return {name for name, fine in is_fine.items() if not fine}
 
 
-def carried(route: IntArray, source: Local, target: Local, values: IntArray) -> tuple[IntArray, IntArray]:
-    """At each place of ``target`` the sum of the values that a route brings, and how many; -1 if it is no route."""
+def outcome_of(truth: Truth, crossing: Crossing) -> Outcome:
+    """What comes of a crossing whose segments are carried out as they say."""
+    ones = np.ones_like(truth.made.numbers)
+    numbers = _carried(crossing.forward, truth.made, truth.wanted, truth.made.numbers)
+    times = _carried(crossing.forward, truth.made, truth.wanted, ones)
+    returned = _carried(crossing.backward, truth.wanted, truth.made, truth.sent)
+    num_sent = [int(route[route[:, 0] != route[:, 2], 4].sum()) for route in (crossing.forward, crossing.backward)]
+    return Outcome(np.stack([numbers, times], axis=1), returned, (num_sent[0], num_sent[1]))
+
+
+def is_route(truth: Truth, crossing: Crossing) -> bool:
+    """Whether all rows that the routes name exist."""
+    ways = (crossing.forward, truth.made, truth.wanted), (crossing.backward, truth.wanted, truth.made)
+    return all(_ends(*way) is not None for way in ways)
+
+
+def _ends(route: IntArray, source: Local, target: Local) -> tuple[IntArray, IntArray] | None:
+    """Where each row that a route names comes from and goes to; None if one is nowhere."""
     src_rank, src_row, dst_rank, dst_row, counts = route.T
     sent, reached = source.where(src_rank, src_row, counts), target.where(dst_rank, dst_row, counts)
-    if sent is None or reached is None:
-        nothing = np.full(len(target.numbers), -1)
-        return nothing, nothing
-    ones = np.ones(len(sent), np.int64)
-    return total(reached, values[sent], len(target.numbers)), total(reached, ones, len(target.numbers))
+    return None if sent is None or reached is None else (sent, reached)
 
 
-def num_crossing(route: IntArray) -> int:
-    """Rows that go from one rank to another."""
-    return int(route[route[:, 0] != route[:, 2], 4].sum())
+def _carried(route: IntArray, source: Local, target: Local, values: IntArray) -> IntArray:
+    """At each place of ``target`` the sum of the values that a route brings; -1 everywhere if it is no route."""
+    ends = _ends(route, source, target)
+    if ends is None:
+        return np.full(len(target.numbers), -1)
+    return total(ends[1], values[ends[0]], len(target.numbers))

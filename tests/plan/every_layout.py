@@ -136,7 +136,10 @@ def consumer_rows(layout: SideLayout, batch_name: str, spread: str) -> Rows:
     """Samples go to replicas in some order."""
     batch, dp = BATCHES[batch_name], layout.degrees.dp
     first = np.cumsum([1, *batch.items]).tolist()
-    held, numbers, places, uses, use = [], [], [], [], itertools.count()
+    held, use = [], itertools.count()
+    numbers: list[IntArray] = []
+    places: list[IntArray] = []
+    uses: list[IntArray] = []
     for replica in range(dp):
         samples = [batch.sample(index) for index in range(len(batch.samples)) if 3 * index % 5 % dp == replica]
         lengths = tuple(sample.num_tokens for sample in samples)

@@ -111,5 +111,9 @@ def wrong_local_rows(pair: Pair, crossing: Crossing) -> Crossing | None:
     return replace(crossing, index={rank: runs + np.array([1, 0]) for rank, runs in crossing.index.items()})
 
 
-CROSSING_MUTANTS = {a_needless_copy: "bytes", gradients_mistaken: "gradients", wrong_local_rows: "local rows"}
+CROSSING_MUTANTS: dict[Callable[[Pair, Crossing], Crossing | None], str] = {
+    a_needless_copy: "bytes",
+    gradients_mistaken: "gradients",
+    wrong_local_rows: "local rows",
+}
 """With what is certain to be wrong."""
