@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hetsched.kernels.attention.ranges import KeyRanges, MaskKind, Span
 from hetsched.kernels.attention.task import AttentionTask
-from hetsched.layout.tokens import IntArray, tokens_of
+from hetsched.layout.tokens import IntArray, check_map, tokens_of
 
 Way = Literal["ring", "ulysses"]
 
@@ -96,19 +96,26 @@ class ContextTask:
         if self.forced == "ulysses" and not self._has_divisible_heads:
             heads = f"num_heads={self.num_heads} and num_kv_heads={self.num_kv_heads}"
             raise ValueError(f"forced='ulysses': cp={self.cp} does not divide {heads}; use 'ring' or None")
-        _check_map(self.token_map, self.cp, num_tokens=self.cu_seqlens[-1])
+        try:
+            check_map(self.token_map, num_ranks=self.cp, num_tokens=self.cu_seqlens[-1])
+        except ValueError as error:
+            raise ValueError(f"token_map: {error}") from None
+        for rank, tokens in enumerate(self._held):
+            if np.any(np.diff(tokens) <= 0):
+                raise ValueError(f"token_map: rank {rank}'s rows are not in the order of the sequence")
 
     @cached_property
     def way(self) -> Way:
         """How the group communicates: keys to queries in a ring, or rows for heads (Ulysses), in which all rows travel.
 
-        The ring hides its messages behind the steps, so it is taken where bytes are equal.
+        The ring hides its messages behind the steps, so it is taken where bytes are equal. A rank without rows need not
+        be called for it, so it is taken there, too.
         """
         if self.forced is not None:
             return self.forced
         all_heads = self.num_heads + self.num_kv_heads
         # the ring moves at most this much, and often far less: rows that nobody else sees stay
-        if not self._has_divisible_heads or self.cp * self.num_kv_heads <= all_heads:
+        if not self._has_divisible_heads or 0 in self.rows_of_rank or self.cp * self.num_kv_heads <= all_heads:
             return "ring"
         pairs = itertools.permutations(self._held, 2)
         ring_rows = sum(int(self._is_seen(keys, queries=queries).sum()) for queries, keys in pairs)
@@ -198,17 +205,3 @@ class ContextTask:
         is_causal = self.window is None and np.array_equal(queries, keys)
         kind: MaskKind = "causal" if is_causal else "ranges"
         return KeyRanges(spans, lo.astype(np.int32), hi.astype(np.int32), kind, len(queries), len(keys))
-
-
-def _check_map(token_map: IntArray, cp: int, *, num_tokens: int) -> None:
-    ranks, rows, starts, counts = token_map.T
-    order = np.argsort(starts, kind="stable")
-    ends = np.cumsum(counts[order])
-    is_partition = np.array_equal(starts[order], ends - counts[order]) and counts.sum() == num_tokens
-    if not is_partition or np.any(counts <= 0) or np.any((ranks < 0) | (ranks >= cp)):
-        raise ValueError(f"token_map: expected each of {num_tokens} tokens once, on ranks 0 to {cp - 1}")
-    for rank in np.unique(ranks).tolist():
-        mine = ranks == rank
-        is_ascending = np.all(np.diff(starts[mine]) > 0)
-        if not is_ascending or not np.array_equal(rows[mine], np.cumsum(counts[mine]) - counts[mine]):
-            raise ValueError(f"token_map: rank {rank}'s rows are not in the order of the sequence, without gaps")
