@@ -1,4 +1,7 @@
-"""How long planning a route takes on one core: `python benchmarks/routes.py` prints a line of JSON per case."""
+"""How long planning a boundary takes on one core: `python benchmarks/routes.py` prints a line of JSON per case.
+
+Routes are timed in the core, and the whole crossing of a microbatch from shares to routes in both directions.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,12 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from hetsched.layout.routes import backward_route_array, forward_route_array
+from hetsched.batch import Item, Placeholder, Sample
+from hetsched.layout.crossing import Crossing, Held, Side, cross
+from hetsched.layout.grid import Grid, Layout
+from hetsched.layout.routes import backward_route_array, forward_route_array, rank_share, segments_of
+from hetsched.layout.shares import Share
+from hetsched.layout.tokens import Group, TokenLayout, spread_zigzag
 
 IntArray = NDArray[np.int64]
 REPEATS = 50
@@ -72,12 +80,45 @@ def boundary(sizes: Sizes, rng: np.random.Generator) -> tuple[IntArray, IntArray
     return np.stack([positions, starts, lengths], axis=1), np.array(producers), np.array(consumers)
 
 
-def milliseconds(route: Callable[[], IntArray]) -> dict[str, float]:
+def crossing(sizes: Sizes, rng: np.random.Generator, *, is_sequence_parallel: bool) -> Callable[[], Crossing]:
+    """What plans the crossing of such a microbatch, one packed sequence a replica, nothing but items in it."""
+    cuts = np.sort(rng.choice(np.arange(1, sizes.num_tokens), sizes.num_items - 1, replace=False))
+    lengths = np.diff(np.r_[0, cuts, sizes.num_tokens]).tolist()
+    items = [Item("vision", key, num_inputs=4 * length, num_rows=length) for key, length in enumerate(lengths)]
+    makers = rng.integers(0, sizes.encoder_dp, sizes.num_items)
+    produced, consumed = [], []
+    for replica in range(sizes.encoder_dp):
+        mine = tuple(items[key] for key in np.flatnonzero(makers == replica))
+        share = Share(mine, tuple(item.num_inputs for item in mine), sum(item.num_rows for item in mine))
+        produced.append(Held(share))
+    for used in np.array_split(rng.permutation(sizes.num_items), sizes.llm_dp):
+        placeholders, end = [], 0
+        for key in used.tolist():
+            placeholders.append(Placeholder(items[key], end))
+            end += lengths[key]
+        share = Share((Sample(0, end, 1, tuple(placeholders)),), (end,), end)
+        consumed.append(Held(share, spread_zigzag(end, Group(sizes.llm_cp))))
+    tokens = TokenLayout(is_sequence_parallel)
+    encoder = Layout(tp=sizes.encoder_tp, dp=sizes.encoder_dp)
+    llm = Layout(tp=sizes.llm_tp, cp=sizes.llm_cp, dp=sizes.llm_dp)
+    source = Side("vision", Grid(encoder, tuple(range(encoder.num_ranks))), 0, tokens)
+    ranks = range(sizes.first_consumer, sizes.first_consumer + llm.num_ranks)
+    sink = Side("llm", Grid(llm, tuple(ranks)), 0, tokens)
+    return partial(cross, source, produced, sink, consumed, has_backward=True)
+
+
+def share_of_one_rank(sizes: Sizes, sides: tuple[IntArray, IntArray, IntArray]) -> object:
+    """What the first rank of the consumer sends and receives."""
+    rank = sizes.first_consumer
+    return rank_share(segments_of(forward_route_array(*sides), rank=rank), rank)
+
+
+def milliseconds(run: Callable[[], object]) -> dict[str, float]:
     """Median and 20th and 80th percentile of the repeats."""
     times = []
     for _ in range(REPEATS):
         start = time.perf_counter()
-        route()
+        run()
         times.append(1e3 * (time.perf_counter() - start))
     p20, median, p80 = np.percentile(times, (20, 50, 80))
     return {"median_ms": round(median, 3), "p20_ms": round(p20, 3), "p80_ms": round(p80, 3)}
@@ -86,14 +127,23 @@ def milliseconds(route: Callable[[], IntArray]) -> dict[str, float]:
 def main() -> None:
     for sizes in CASES:
         sides = boundary(sizes, np.random.default_rng(0))
-        routes: dict[str, Callable[[], IntArray]] = {
+        routes = {
             "forward": partial(forward_route_array, *sides),
             "backward": partial(backward_route_array, *sides, partial=False),
             "backward, partial": partial(backward_route_array, *sides, partial=True),
         }
         for direction, route in routes.items():
-            row = {"case": sizes.name, "direction": direction, "num_segments": len(route()), **milliseconds(route)}
-            print(json.dumps(row | {"machine": platform.processor() or platform.machine()}))
+            report(sizes, direction, route, num_segments=len(route()))
+        report(sizes, "forward, share of one rank", partial(share_of_one_rank, sizes, sides))
+        for name, is_sequence_parallel in (("crossing", False), ("crossing, sequence-parallel", True)):
+            plan = crossing(sizes, np.random.default_rng(0), is_sequence_parallel=is_sequence_parallel)
+            report(sizes, name, plan, num_segments=len(plan().forward) + len(plan().backward))
+
+
+def report(sizes: Sizes, what: str, run: Callable[[], object], **facts: int) -> None:
+    """Print how long something takes."""
+    row = {"case": sizes.name, "what": what, **facts, **milliseconds(run)}
+    print(json.dumps(row | {"machine": platform.processor() or platform.machine()}))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -199,15 +198,18 @@ class _Used:
 
     @classmethod
     def of(cls, module: str, produced: Sequence[Share], consumed: Sequence[Share]) -> _Used:
-        produced_at = _produced_at(produced)
-        firsts = itertools.accumulate((share.num_tokens for share in consumed), initial=0)
-        uses = [
-            (first + row, produced_at[p.item.key], p.item.num_rows)
-            for first, share in zip(firsts, consumed, strict=False)
-            for row, p in share.placeholders(module)
-            if p.item.num_rows
-        ]
-        return cls(*np.array(uses, np.int64).reshape(-1, 3).T)
+        produced_at, first = _produced_at(produced), 0
+        columns: tuple[list[int], list[int], list[int]] = [], [], []
+        position, rows, counts = columns
+        for share in consumed:
+            for row, placeholder in share.placeholders(module):
+                item = placeholder.item
+                if item.num_rows:
+                    position.append(first + row)
+                    rows.append(produced_at[item.key])
+                    counts.append(item.num_rows)
+            first += share.num_tokens
+        return cls(*np.array(columns, np.int64))
 
     @cached_property
     def starts(self) -> IntArray:

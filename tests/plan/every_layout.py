@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from hetsched.batch import Item, Placeholder, Sample
 from hetsched.layout.crossing import Held
+from hetsched.layout.dispatch import plan_tokens
 from hetsched.layout.grid import Layout
 from hetsched.layout.shares import Share
-from hetsched.layout.tokens import Group, TokenLayout, spread_documents, spread_zigzag
+from hetsched.layout.tokens import Group, TokenLayout, spread_zigzag
 
 IntArray = NDArray[np.int64]
 MAX_RANKS = 8
@@ -87,7 +88,7 @@ def spread_over_cp(spread: str, cp: int, lengths: Sequence[int]) -> IntArray | N
     if spread == "zigzag":
         return spread_zigzag(num_tokens, Group(cp))
     if spread == "documents":
-        return spread_documents([0, *itertools.accumulate(lengths)], Group(cp), shortest_cut=6)
+        return plan_tokens([0, *itertools.accumulate(lengths)], cp=cp, quadratic=1, linear=0, shortest_cut=6)
     random = np.random.default_rng(num_tokens)
     cuts = np.unique(np.r_[0, random.integers(0, num_tokens + 1, 3 * cp), num_tokens])
     pieces = random.permutation([*itertools.pairwise(cuts.tolist())])
