@@ -56,7 +56,7 @@ def forward(
     Returns:
         output ``[T, H, D]`` of q's dtype; lse ``[H, T]``, natural log, float32 (float64 for float64).
     """
-    carry = _nothing_seen(q_THD) if task.receives else None
+    carry = nothing_seen(q_THD) if task.receives else None
     for step, k, v in _arriving(task, k_TKD, v_TKD, group):
         if step.num_rows or carry is None:
             carry = forward_step(q_THD, k, v, step.attention, carry=carry, scale=scale)
@@ -144,7 +144,7 @@ def _post(sent: Tensor, target: int, received: Tensor, source: int, group: dist.
     return Message(sent, received, dist.batch_isend_irecv(operations) if operations else [])
 
 
-def _nothing_seen(q_THD: Tensor) -> tuple[Tensor, Tensor]:
+def nothing_seen(q_THD: Tensor) -> tuple[Tensor, Tensor]:
     """Output and lse before the first step."""
     wide = _wide(q_THD)
     out = torch.zeros(q_THD.shape, dtype=wide, device=q_THD.device)

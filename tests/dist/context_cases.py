@@ -31,6 +31,7 @@ class ContextCase:
     dtype: torch.dtype = torch.float64
     seed: int = 0
     forced: Way | None = "ring"
+    head_dim: int = 8
 
     @property
     def cu_seqlens(self) -> list[int]:
@@ -54,7 +55,7 @@ class ContextCase:
         """q, k, v and the output's gradient, of the whole sequence."""
         generator = torch.Generator().manual_seed(self.seed)
         total, (num_heads, num_kv_heads) = sum(self.lengths), self.heads
-        shapes = [(total, heads, 8) for heads in (num_heads, num_kv_heads, num_kv_heads, num_heads)]
+        shapes = [(total, heads, self.head_dim) for heads in (num_heads, num_kv_heads, num_kv_heads, num_heads)]
         return [torch.randn(shape, generator=generator, dtype=torch.float32).to(self.dtype) for shape in shapes]
 
 

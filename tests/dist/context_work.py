@@ -48,8 +48,9 @@ def attend_for_another_rank(case: ContextCase) -> None:
     context_attention(q, k, v, task, group=dist.group.WORLD)
 
 
-def task_of(case: ContextCase, rank: int) -> ContextTask:
-    options: dict[str, Any] = {"window": case.window, "forced": case.forced}
+def task_of(case: ContextCase, rank: int, *, device: str = "cpu") -> ContextTask:
+    """The case's task of one rank."""
+    options: dict[str, Any] = {"window": case.window, "forced": case.forced, "device": device}
     options |= {"num_heads": case.heads[0], "num_kv_heads": case.heads[1]}
     return ContextTask(case.cu_seqlens, case.token_map, rank=rank, cp=case.cp, **options)
 
@@ -58,7 +59,7 @@ def _attend(case: ContextCase, group: dist.ProcessGroup) -> Part:
     task = task_of(case, dist.get_rank(group))
     tokens = torch.from_numpy(tokens_of(case.token_map, task.rank))
     q, k, v, dout = (x[tokens] for x in case.inputs())
-    first, second = (_results(q, k, v, dout, task, group) for _ in range(2))
+    first, second = (results_of(q, k, v, dout, task=task, group=group) for _ in range(2))
     with mock.patch.object(dist, "batch_isend_irecv", wraps=dist.batch_isend_irecv) as batches:
         _, lse = ring.forward(q, k, v, task, group=group)
     operations = [operation for call in batches.call_args_list for operation in call.args[0]]
@@ -67,9 +68,10 @@ def _attend(case: ContextCase, group: dist.ProcessGroup) -> Part:
     return Part(tokens, (first[0], lse.T, *first[1:]), is_repeatable, sent_rows)
 
 
-def _results(
-    q: Tensor, k: Tensor, v: Tensor, dout: Tensor, task: ContextTask, group: dist.ProcessGroup
+def results_of(
+    q: Tensor, k: Tensor, v: Tensor, dout: Tensor, *, task: ContextTask, group: dist.ProcessGroup
 ) -> tuple[Tensor, ...]:
+    """Output, dq, dk and dv of this rank's rows."""
     leaves = [x.clone().requires_grad_() for x in (q, k, v)]
     out = context_attention(leaves[0], leaves[1], leaves[2], task, group=group)
     return out.detach(), *torch.autograd.grad(out, leaves, dout)
