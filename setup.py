@@ -71,7 +71,7 @@ class CMakeBuild(build_ext):  # type: ignore[misc]  # setuptools is untyped
 
 # torch is an extra: what decides works without it, and only _cuda.so is compiled against it.
 DEMO = ["torch>=2.11", "scikit-learn"]
-DEV = [*DEMO, "triton", "pytest", "hypothesis", "ruff", "mypy"]
+DEV = [*DEMO, "triton", "pytest", "pytest-xdist", "hypothesis", "ruff", "mypy"]
 
 setup(
     name="hetsched",

@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hetsched.batch import Item, Placeholder, Sample
-from hetsched.layout.crossing import Crossing, Held, Side, cross
+from hetsched.layout.crossing import Crossing, Side, cross
 from hetsched.layout.grid import Grid, Layout
+from hetsched.layout.held import Held
 from hetsched.layout.routes import backward_route_array, forward_route_array, rank_share, segments_of
 from hetsched.layout.shares import Share
 from hetsched.layout.tokens import Group, TokenLayout, spread_zigzag

@@ -13,8 +13,9 @@ from hetsched.errors import DataError
 from hetsched.estimate import estimate_items, estimate_loads
 from hetsched.graph import make_topology, replicas_on_lanes
 from hetsched.layout.assign import attention_cost
-from hetsched.layout.crossing import Crossing, Held, Side, cross
+from hetsched.layout.crossing import Crossing, Side, cross
 from hetsched.layout.dispatch import plan_tokens
+from hetsched.layout.held import Held
 from hetsched.layout.packing import share_within
 from hetsched.layout.shares import Cost, Share, items_of, share_items, share_samples
 from hetsched.plan import BoundaryPlan, Plan

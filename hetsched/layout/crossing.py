@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeVar
@@ -10,11 +10,12 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from hetsched.batch import Item, Sample
+from hetsched.batch import Item
 from hetsched.layout.grid import Grid
+from hetsched.layout.held import Held
 from hetsched.layout.routes import backward_route_array, forward_route_array
 from hetsched.layout.shares import Share
-from hetsched.layout.tokens import TokenLayout, check_map, positions_of, split_over_tp, tokens_of
+from hetsched.layout.tokens import TokenLayout, check_map, positions_of, split_over_tp
 
 IntArray = NDArray[np.int64]
 T = TypeVar("T")
@@ -68,52 +69,6 @@ class Side:
     grid: Grid
     pp: int
     layout: TokenLayout = field(default_factory=TokenLayout)
-
-
-@dataclass(frozen=True, eq=False)
-class Held:
-    """One replica's rows at a boundary.
-
-    Args:
-        share: what it works on.
-        tokens: a map of tokens from the replica's rows to its cp ranks; None where one cp rank has them all. A
-            producer's rows are those of its items, one item after the other; a consumer's are the positions of its
-            packed sequence.
-    """
-
-    share: Share
-    tokens: IntArray | None = None
-
-    def num_tokens(self, cp: int) -> int:
-        """How many tokens of its sequences a cp rank of the replica has."""
-        return self.share.num_tokens if self.tokens is None else int(self.tokens[self.tokens[:, 0] == cp, 3].sum())
-
-    def positions(self, cp: int) -> IntArray:
-        """Which tokens of its sequences those are, int64 ``[num_tokens]``."""
-        return np.arange(self.share.num_tokens) if self.tokens is None else tokens_of(self.tokens, cp)
-
-    def by_member(self, cp: int) -> Iterator[tuple[Sample | Item, IntArray, slice]]:
-        """The members of which a cp rank has tokens: which positions of the member, and which of the rank's rows."""
-        tokens, bounds = self.positions(cp), self.share.cu_seqlens
-        firsts = np.searchsorted(tokens, bounds).tolist()
-        for i, member in enumerate(self.share.members):
-            if firsts[i] < firsts[i + 1]:
-                rows = slice(firsts[i], firsts[i + 1])
-                yield member, tokens[rows] - bounds[i], rows
-
-    def num_rows(self, cp: int) -> int:
-        """How many rows a cp rank of the replica makes."""
-        return self.share.num_rows if self.tokens is None else self.num_tokens(cp)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Held) and self._content == other._content
-
-    def __hash__(self) -> int:
-        return hash(self._content)
-
-    @property
-    def _content(self) -> tuple[object, ...]:
-        return self.share, None if self.tokens is None else self.tokens.tobytes()
 
 
 def cross(

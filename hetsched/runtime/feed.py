@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hetsched.batch import Batch, DataSource, Item, Sample
 from hetsched.errors import DataError
-from hetsched.layout.crossing import Held
+from hetsched.layout.held import Held
 from hetsched.layout.positions import text_positions
 from hetsched.runtime.stage import BoundaryRows, ContextShard, StageMeta
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hetsched.batch import Batch
 from hetsched.graph import make_topology
-from hetsched.layout.crossing import Held
+from hetsched.layout.held import Held
 from hetsched.layout.routes import Segment, segments_of
 from hetsched.layout.tokens import positions_of
 from hetsched.plan import Plan

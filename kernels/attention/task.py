@@ -49,7 +49,8 @@ class AttentionTask:
         if num_heads % num_kv_heads:
             raise ValueError(f"num_kv_heads={num_kv_heads} does not divide num_heads={num_heads}")
         self.ranges, self.num_heads, self.num_kv_heads = ranges, num_heads, num_kv_heads
-        self.device = torch.device(device)
+        # "cuda" is the current GPU, as everywhere in torch; tensors name it by its index.
+        self.device = torch.empty(0, device=device).device
         self.num_workers = _num_multiprocessors(self.device)
         self._tables: dict[tuple[Side, TileShape], DeviceTable] = {}
 

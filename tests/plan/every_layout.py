@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hetsched.batch import Item, Placeholder, Sample
-from hetsched.layout.crossing import Held
 from hetsched.layout.dispatch import plan_tokens
 from hetsched.layout.grid import Layout
+from hetsched.layout.held import Held
 from hetsched.layout.shares import Share
 from hetsched.layout.tokens import Group, TokenLayout, spread_zigzag
 

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from hetsched.batch import Placeholder, Sample
-from hetsched.layout.crossing import Crossing, Held, Side, cross
+from hetsched.layout.crossing import Crossing, Side, cross
 from hetsched.layout.grid import Grid, Layout
+from hetsched.layout.held import Held
 from hetsched.layout.routes import segments_of
 from hetsched.layout.shares import Share, items_of, share_items, share_samples
 from hetsched.layout.tokens import Group, positions_of, spread_zigzag

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hetsched.batch import Item, Placeholder, Sample
 from hetsched.errors import DataError
 from hetsched.graph import make_topology
-from hetsched.layout.crossing import Held
+from hetsched.layout.held import Held
 from hetsched.plan import Plan
 from hetsched.schedule.action import Kind
 from hetsched.stepplan import StepPlan, plan_step
