@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 
@@ -17,13 +16,15 @@ from hetsched.graph import make_topology
 from hetsched.ops import take_fault
 from hetsched.parallel.data import sum_gradients
 from hetsched.plan import Plan
-from hetsched.runtime.exchange import Exchange
+from hetsched.runtime.device import check_devices, peak_memory_bytes, use_device
+from hetsched.runtime.exchange import Exchange, Transport
 from hetsched.runtime.executor import Executor, StepResult
 from hetsched.runtime.mesh import ModuleMesh, copies_group, make_meshes
 from hetsched.runtime.recorder import Recorder
 from hetsched.runtime.report import EvaluationReport, StepReport, gather_figures, gather_objects, name_ranks
 from hetsched.runtime.trace import RankTrace, measured_timeline
 from hetsched.runtime.transport.gloo import GlooTransport
+from hetsched.runtime.transport.nccl import NcclTransport
 from hetsched.runtime.work import Channels, RankStep
 from hetsched.schedule.action import Kind
 from hetsched.schedule.program import Program
@@ -48,14 +49,15 @@ class Engine:
         timeout_s: seconds that a message may take before the job is given up.
 
     Raises:
-        PlanError: the job has another number of ranks than the plan, or a builder is missing.
+        PlanError: the job has another number of ranks than the plan, a builder is missing, or this host lacks the
+            devices of the plan's transport.
         JobError: another rank has another plan; the message names it and both digests.
     """
 
     def __init__(self, plan: Plan, builders: Mapping[str, Builder], *, timeout_s: float = 60.0) -> None:
         _check_launch(plan, builders)
-        self.plan, self.rank, self.device = plan, dist.get_rank(), torch.device("cpu")
-        self._meshes = make_meshes(plan.grids, device_type="cpu")
+        self.plan, self.rank, self.device = plan, dist.get_rank(), use_device(plan, dist.get_rank())
+        self._meshes = make_meshes(plan.grids, device_type=self.device.type)
         self.stages: dict[tuple[str, int], nn.Module] = {}
         for name, grid in plan.grids.items():
             if self.rank in grid:
@@ -63,7 +65,8 @@ class Engine:
                 for stage in range(grid.layout.num_stages):
                     if plan.pipeline_rank(name, stage) == mine:
                         self.stages[name, stage] = self._build(name, stage, builders[name])
-        transport = GlooTransport(timeout=timedelta(seconds=timeout_s))
+        self._channels = Channels(plan)
+        transport = self._make_transport(timedelta(seconds=timeout_s))
         self._exchange = Exchange(self.rank, transport, device=self.device)
         self.recorder = Recorder()
         self._executor = Executor(
@@ -73,7 +76,6 @@ class Engine:
             reduce=self._reduce,
             deferring={a.module for lane in step_program(plan).lanes for a in lane if a.kind is Kind.W},
         )
-        self._channels = Channels(plan)
         self._last_program: Program | None = None
         _, lanes = make_topology(plan)
         self._lane = next(i for i, ranks in enumerate(lanes) if self.rank in ranks)
@@ -140,12 +142,13 @@ class Engine:
 
     def clip_grad_norm(self, max_norm: float) -> float:
         """Scale the gradients to a norm of at most ``max_norm`` over the whole model; returns the norm before."""
-        squares = torch.zeros((), dtype=torch.float64)
+        squares = torch.zeros((), dtype=torch.float64, device=self.device)
         for (module, _), stage in self.stages.items():
             copies = self.plan.modules[module].layout.dp
             for p in stage.parameters():
                 if p.grad is not None:
                     squares += p.grad.double().square().sum() / copies
+        squares = squares.cpu()
         dist.all_reduce(squares)
         norm = math.sqrt(float(squares))
         if norm > max_norm:
@@ -153,6 +156,16 @@ class Engine:
                 if p.grad is not None:
                     p.grad.mul_(max_norm / norm)
         return norm
+
+    def _make_transport(self, timeout: timedelta) -> Transport:
+        if self.plan.transport == "gloo":
+            return GlooTransport(timeout=timeout)
+        # NCCL connects at first use, which holds the host: here, not in the middle of a step.
+        for mesh in self._meshes.values():
+            group = copies_group(mesh) if mesh.get_coordinate() is not None else None
+            if group is not None:
+                dist.all_reduce(torch.zeros(1, device=self.device), group=group)
+        return NcclTransport(self._channels.wires, device=self.device, timeout=timeout)
 
     def _build(self, name: str, stage: int, builder: Builder) -> nn.Module:
         layout, dtype = self.plan.modules[name].layout, getattr(torch, self.plan.dtype)
@@ -195,7 +208,7 @@ class Engine:
             "step_s": elapsed,
             "waiting_s": waited,
             "sent_bytes": float(self._exchange.sent_bytes),
-            "memory": float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024),
+            "memory": float(peak_memory_bytes(self.device)),
             "faults": float(fault is not None),
         }
         every = gather_figures(figures, group=None)
@@ -251,3 +264,4 @@ def _check_launch(plan: Plan, builders: Mapping[str, Builder]) -> None:
     for name in plan.modules:
         if name not in builders:
             raise PlanError(f"module {name} has no builder", field=f"modules.{name}", fix="pass one to Engine")
+    check_devices(plan)

@@ -47,6 +47,22 @@ class Channel:
     dtype: torch.dtype
 
 
+@dataclass(frozen=True, slots=True)
+class Wire:
+    """A channel between one pair of ranks.
+
+    Args:
+        tag: of the channel.
+        source, destination: ranks; messages go one way.
+        name: of the channel, for messages to people.
+    """
+
+    tag: int
+    source: int
+    destination: int
+    name: str
+
+
 class Exchange:
     """The sends and receives of one rank.
 

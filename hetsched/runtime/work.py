@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -11,14 +12,15 @@ from hetsched.batch import Batch
 from hetsched.layout.routes import Segment
 from hetsched.layout.shares import Share
 from hetsched.plan import Plan
-from hetsched.runtime.exchange import Channel
+from hetsched.runtime.exchange import Channel, Wire
 from hetsched.runtime.executor import Move
-from hetsched.runtime.feed import load_share, make_meta, to_device
+from hetsched.runtime.feed import integers, load_share, make_meta, to_device
 from hetsched.runtime.stage import BoundaryRows, StageMeta
 from hetsched.schedule.action import Action, Kind
 from hetsched.stepplan import StepPlan
 
 _FORWARD = (Kind.SEND_F, Kind.RECV_F)
+_WAY = {True: "forward", False: "backward"}
 
 
 class Channels:
@@ -26,16 +28,32 @@ class Channels:
 
     def __init__(self, plan: Plan) -> None:
         self._channels: dict[tuple[str, int, bool], Channel] = {}
+        self._wires: list[Wire] = []
         for boundary in plan.boundaries:
             dtype = getattr(torch, boundary.dtype or plan.dtype)
-            self._add((boundary.name, 0), plan.boundary_hidden(boundary), dtype)
+            last = plan.modules[boundary.producer].layout.num_stages - 1
+            ends = (_holders(plan, boundary.producer, last), _holders(plan, boundary.consumer, boundary.stage))
+            self._add((boundary.name, 0), plan.boundary_hidden(boundary), dtype, list(product(*ends)))
         for module, grid in plan.grids.items():
             for stage in range(grid.layout.num_stages - 1):
-                self._add((module, stage), plan.hidden(module), getattr(torch, plan.dtype))
+                ends = (_holders(plan, module, stage), _holders(plan, module, stage + 1))
+                pairs = list(zip(*ends, strict=True))
+                self._add((module, stage), plan.hidden(module), getattr(torch, plan.dtype), pairs)
 
-    def _add(self, edge: tuple[str, int], hidden: int, dtype: torch.dtype) -> None:
+    def _add(self, edge: tuple[str, int], hidden: int, dtype: torch.dtype, pairs: Sequence[tuple[int, int]]) -> None:
+        name = edge[0] if "->" in edge[0] else f"{edge[0]} stages {edge[1]} and {edge[1] + 1}"
         for is_forward in (True, False):
-            self._channels[*edge, is_forward] = Channel(len(self._channels), hidden, dtype)
+            tag = len(self._channels)
+            self._channels[*edge, is_forward] = Channel(tag, hidden, dtype)
+            for pair in pairs:
+                source, destination = pair if is_forward else pair[::-1]
+                if source != destination:
+                    self._wires.append(Wire(tag, source, destination, f"{name}, {_WAY[is_forward]}"))
+
+    @property
+    def wires(self) -> tuple[Wire, ...]:
+        """Each channel between each pair of ranks that it may connect, in the same order on every rank."""
+        return tuple(self._wires)
 
     def of(self, edge: str, stage: int, *, is_forward: bool) -> Channel:
         """The channel of a boundary (stage 0), or from ``stage`` of a module to the next."""
@@ -119,9 +137,7 @@ class RankStep:
 
     def boundary_index(self, edge: str, microbatch: int) -> Tensor:
         replica = self._where[edge.split("->")[1]].dp
-        return torch.tensor(
-            self._step.crossings[edge, microbatch].index[replica], dtype=torch.int64, device=self._device
-        )
+        return integers(self._step.crossings[edge, microbatch].index[replica], torch.int64, device=self._device)
 
     def no_rows(self, edge: str) -> Tensor:
         channel = self._channels.of(edge, 0, is_forward=True)
@@ -139,3 +155,9 @@ class RankStep:
 
     def _share(self, module: str, microbatch: int) -> Share:
         return self._step.shares[module, microbatch][self._where[module].dp]
+
+
+def _holders(plan: Plan, module: str, stage: int) -> list[int]:
+    """The ranks of a stage, by replica."""
+    grid = plan.grids[module]
+    return [grid.rank(dp=dp, pp=plan.pipeline_rank(module, stage)) for dp in range(grid.layout.dp)]
