@@ -34,10 +34,11 @@ def train_digits(plan: Plan) -> list[float]:
 
 
 def die_in_a_step(plan: Plan, timeout_s: float) -> None:
-    """One good step; in the next, rank 1 ends as its stage of the LLM begins."""
+    """A good step, which loads every kernel; in the same step again rank 1 ends as its stage of the LLM begins."""
     engine = Engine(plan, builders(plan), timeout_s=timeout_s)
     source = source_of(plan, "many")
-    engine.step(Batch.of(source, batches("many")[0]))
+    batch = Batch.of(source, batches("many")[0])
+    engine.step(batch)
     if dist.get_rank() == 1:
         engine.stages["llm", 1].register_forward_pre_hook(lambda *_: os._exit(9))
-    engine.step(Batch.of(source, batches("many")[1]))
+    engine.step(batch)
