@@ -5,8 +5,8 @@ So every wire (channel, source, destination) has a communicator of its own, with
 either of them, made and used once before the first step. The host never waits for a peer within a step: ``send`` and
 ``receive`` enqueue, ``wait`` makes the current stream wait, and ``flush`` alone, at the step's end, looks at the clock.
 
-Why it cannot deadlock once its kernels are loaded, even though a large send ends only once its receive has begun (rendezvous) and though 1F1B, say,
-has no order that a rendezvous could follow:
+Why it cannot deadlock once its kernels are loaded, even though a large send ends only once its receive has begun
+(rendezvous) and though 1F1B, say, has no order that a rendezvous could follow:
 
 - A wire's stream holds sends at one end and receives at the other, nothing else, in one order that the checker
   verified. A transfer waits for the one before it and, at either end, for what its lane does before its SEND or RECV.
@@ -14,7 +14,7 @@ has no order that a rendezvous could follow:
   that is not received yet therefore holds up its own wire and no action.
 - So an action waits for what the checker's run lets it wait for, with as many slots as needed, and that run ends.
 
-Two things outside of this file must hold. Loading a kernel waits for all streams of its device, unreceived sends included:
+Two things outside of this file must hold. Loading a kernel waits for all streams of its device, unreceived sends too:
 CUDA's own modules can be loaded eagerly, but a Triton kernel is loaded at its first launch, and a host that it holds
 there neither goes on to its next RECV nor looks at the clock. Such a step ends only if its program also runs under
 rendezvous, or messages fit NCCL's buffers; with a dead peer, NCCL's watchdog then ends the process without naming the
