@@ -16,14 +16,16 @@ from hetsched.graph import make_topology
 from hetsched.ops import take_fault
 from hetsched.parallel.data import sum_gradients
 from hetsched.plan import Plan
-from hetsched.runtime.device import check_devices, peak_memory_bytes, use_device
+from hetsched.runtime.device import check_ranks, peak_memory_bytes, use_device
 from hetsched.runtime.exchange import Exchange, Transport
 from hetsched.runtime.executor import Executor, StepResult
 from hetsched.runtime.mesh import ModuleMesh, copies_group, make_meshes
 from hetsched.runtime.recorder import Recorder
 from hetsched.runtime.report import EvaluationReport, StepReport, gather_figures, gather_objects, name_ranks
+from hetsched.runtime.shapes import SeenShapes
 from hetsched.runtime.trace import RankTrace, measured_timeline
 from hetsched.runtime.transport.gloo import GlooTransport
+from hetsched.runtime.transport.links import make_links
 from hetsched.runtime.transport.nccl import NcclTransport
 from hetsched.runtime.work import Channels, RankStep
 from hetsched.schedule.action import Kind
@@ -51,7 +53,7 @@ class Engine:
     Raises:
         PlanError: the job has another number of ranks than the plan, a builder is missing, or this host lacks the
             devices of the plan's transport.
-        JobError: another rank has another plan; the message names it and both digests.
+        JobError: another rank has another plan, or cannot use its device; the message names it.
     """
 
     def __init__(self, plan: Plan, builders: Mapping[str, Builder], *, timeout_s: float = 60.0) -> None:
@@ -65,7 +67,9 @@ class Engine:
                 for stage in range(grid.layout.num_stages):
                     if plan.pipeline_rank(name, stage) == mine:
                         self.stages[name, stage] = self._build(name, stage, builders[name])
-        self._channels = Channels(plan)
+        self._channels, self._seen = Channels(plan), SeenShapes()
+        _, self._lanes = make_topology(plan)
+        self._lane = next(i for i, ranks in enumerate(self._lanes) if self.rank in ranks)
         transport = self._make_transport(timedelta(seconds=timeout_s))
         self._exchange = Exchange(self.rank, transport, device=self.device)
         self.recorder = Recorder()
@@ -77,8 +81,6 @@ class Engine:
             deferring={a.module for lane in step_program(plan).lanes for a in lane if a.kind is Kind.W},
         )
         self._last_program: Program | None = None
-        _, lanes = make_topology(plan)
-        self._lane = next(i for i, ranks in enumerate(lanes) if self.rank in ranks)
 
     def step(self, batch: Batch) -> StepReport:
         """Forward, backward and gradient reduction of one batch, the same on every rank.
@@ -165,7 +167,8 @@ class Engine:
             group = copies_group(mesh) if mesh.get_coordinate() is not None else None
             if group is not None:
                 dist.all_reduce(torch.zeros(1, device=self.device), group=group)
-        return NcclTransport(self._channels.wires, device=self.device, timeout=timeout)
+        links = make_links(self._channels.wires, self._lanes)
+        return NcclTransport(links, device=self.device, timeout=timeout)
 
     def _build(self, name: str, stage: int, builder: Builder) -> nn.Module:
         layout, dtype = self.plan.modules[name].layout, getattr(torch, self.plan.dtype)
@@ -194,10 +197,11 @@ class Engine:
         return work, step
 
     def _run(self, work: RankStep, step: StepPlan, *, is_training: bool) -> StepResult:
-        self._exchange.sent_bytes = 0
         self._last_program = step.program
+        may_load_kernels = self._seen.add(step, is_training=is_training)
         self.recorder.begin_step()
-        return self._executor.run(step.program.lanes[self._lane], work, is_training=is_training)
+        with self._exchange.step(may_load_kernels=may_load_kernels):
+            return self._executor.run(step.program.lanes[self._lane], work, is_training=is_training)
 
     def _report(self, batch: Batch, step: StepPlan, result: StepResult) -> StepReport:
         elapsed, waited = self.recorder.now() / 1e9, self.recorder.waited_ns / 1e9
@@ -264,4 +268,4 @@ def _check_launch(plan: Plan, builders: Mapping[str, Builder]) -> None:
     for name in plan.modules:
         if name not in builders:
             raise PlanError(f"module {name} has no builder", field=f"modules.{name}", fix="pass one to Engine")
-    check_devices(plan)
+    check_ranks(plan)

@@ -12,7 +12,7 @@ from hetsched.batch import Batch
 from hetsched.layout.routes import Segment
 from hetsched.layout.shares import Share
 from hetsched.plan import Plan
-from hetsched.runtime.exchange import Channel, Wire
+from hetsched.runtime.exchange import Channel, Transfer, Wire
 from hetsched.runtime.executor import Move
 from hetsched.runtime.feed import integers, load_share, make_meta, to_device
 from hetsched.runtime.stage import BoundaryRows, StageMeta
@@ -43,12 +43,12 @@ class Channels:
     def _add(self, edge: tuple[str, int], hidden: int, dtype: torch.dtype, pairs: Sequence[tuple[int, int]]) -> None:
         name = edge[0] if "->" in edge[0] else f"{edge[0]} stages {edge[1]} and {edge[1] + 1}"
         for is_forward in (True, False):
-            tag = len(self._channels)
-            self._channels[*edge, is_forward] = Channel(tag, hidden, dtype)
+            channel = Channel(len(self._channels), hidden, dtype, f"{name}, {_WAY[is_forward]}")
+            self._channels[*edge, is_forward] = channel
             for pair in pairs:
                 source, destination = pair if is_forward else pair[::-1]
                 if source != destination:
-                    self._wires.append(Wire(tag, source, destination, f"{name}, {_WAY[is_forward]}"))
+                    self._wires.append(Wire(channel.tag, source, destination, channel.name))
 
     @property
     def wires(self) -> tuple[Wire, ...]:
@@ -121,7 +121,7 @@ class RankStep:
         ends = (first, second) if is_forward else (second, first)
         route = (Segment(ends[0], 0, ends[1], 0, share.num_tokens),) if share.num_tokens else ()
         channel = self._channels.of(action.module, stage, is_forward=is_forward)
-        return Move(channel, route, share.num_tokens)
+        return Move(Transfer(channel, microbatch), route, share.num_tokens)
 
     def _boundary_move(self, action: Action, microbatch: int, is_forward: bool) -> Move:
         producer, consumer = action.module.split("->")
@@ -133,7 +133,7 @@ class RankStep:
             num_rows = step.produced[self._where[producer].dp]
         else:
             num_rows = 0
-        return Move(channel, step.forward if is_forward else step.backward, num_rows)
+        return Move(Transfer(channel, microbatch), step.forward if is_forward else step.backward, num_rows)
 
     def boundary_index(self, edge: str, microbatch: int) -> Tensor:
         replica = self._where[edge.split("->")[1]].dp

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import signal
@@ -74,6 +75,8 @@ def _rank_main(
     # Ctrl-C reaches every process of the terminal; the launcher alone decides what follows, and ends the ranks.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_launcher, daemon=True).start()
+    # A rank whose own thread is held is ended from another one, as by hetsched.runtime.watchdog.
+    threading.excepthook = functools.partial(_leave_from_thread, folder, rank)
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // num_ranks))
     try:
         _prepare(backend)
@@ -103,6 +106,12 @@ def _leave(folder: str, rank: int, message: str) -> None:
     """Say why this rank fails, and end it at once: its peers may never answer again."""
     Path(folder, f"rank-{rank}").write_text(message, encoding="utf-8")
     os._exit(1)
+
+
+def _leave_from_thread(folder: str, rank: int, args: threading.ExceptHookArgs) -> None:
+    if isinstance(args.exc_value, HetschedError):
+        _leave(folder, rank, f"{args.exc_type.__name__}: {args.exc_value}")
+    threading.__excepthook__(args)
 
 
 def _wait_for_all(ranks: Sequence[BaseProcess]) -> dict[int, int]:

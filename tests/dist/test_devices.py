@@ -11,9 +11,10 @@ import torch.distributed as dist
 
 from hetsched.errors import PlanError
 from hetsched.plan import parse_plan
-from hetsched.runtime.device import check_devices
-from hetsched.runtime.exchange import Wire
-from hetsched.runtime.transport.nccl import Pending, what_is_missing
+from hetsched.runtime.device import Seat, check_devices, what_is_wrong
+from hetsched.runtime.exchange import Channel, Transfer, Wire
+from hetsched.runtime.transport.links import Link
+from hetsched.runtime.transport.nccl import Pending, check_queues, what_is_missing
 from hetsched.runtime.work import Channels
 from hetsched.train import run
 from hetsched.train.run import train_plan
@@ -83,17 +84,31 @@ def test_every_wire_of_a_larger_plan_goes_one_way_between_two_ranks_and_once() -
 
 
 def test_a_step_that_stands_still_is_put_down_to_its_first_receive() -> None:
-    there, back = Wire(0, 0, 1, "vision->llm, forward"), Wire(1, 1, 0, "vision->llm, backward")
-    rows = torch.empty(0)
+    there, back = (Channel(tag, 1, torch.float32, f"vision->llm, {way}") for tag, way in enumerate(("there", "back")))
     pending = [
-        Pending(None, rows, there, 2, is_receive=False),
-        Pending(None, rows, back, 3, is_receive=True),
-        Pending(None, rows, back, 4, is_receive=True),
+        Pending(None, {1: torch.empty(0)}, Transfer(there, 2), is_receive=False),
+        Pending(None, {1: torch.empty(0), 3: torch.empty(0)}, Transfer(back, 0), is_receive=True),
+        Pending(None, {1: torch.empty(0)}, Transfer(back, 1), is_receive=True),
     ]
-    assert what_is_missing(pending, timeout_s=5) == (
-        "vision->llm, backward: message 3 did not arrive from rank 1 on rank 0 within 5 s"
+    assert what_is_missing(pending, rank=0, timeout_s=5) == (
+        "vision->llm, back, microbatch 0: nothing arrived from rank 1 or 3 on rank 0 within 5 s"
     )
-    assert what_is_missing(pending[:1], timeout_s=5) == (
-        "vision->llm, forward: message 2 was not received by rank 1 from rank 0 within 5 s"
+    assert what_is_missing(pending[:1], rank=0, timeout_s=5) == (
+        "vision->llm, there, microbatch 2: rank 1 did not receive from rank 0 within 5 s"
     )
-    assert "a sum of gradients" in what_is_missing([], timeout_s=5)
+    assert "a sum of gradients" in what_is_missing([], rank=0, timeout_s=5)
+
+
+def test_ranks_that_cannot_work_together_are_named() -> None:
+    assert what_is_wrong([Seat("GPU a", "2.28"), Seat("GPU b", "2.28")]) is None
+    assert "ranks 0 and 2 are both on GPU a" in str(what_is_wrong([Seat("GPU a"), Seat("GPU b"), Seat("GPU a")]))
+    assert what_is_wrong([Seat("GPU a"), Seat(problem="no GPU is left")]) == "rank 1: no GPU is left"
+    differing = [Seat("GPU a", "2.28"), Seat("GPU b", "2.29")]
+    assert "rank 1 has NCCL 2.29, rank 0 has 2.28" in str(what_is_wrong(differing))
+
+
+def test_more_streams_than_queues_are_refused_with_the_rank_that_has_them() -> None:
+    links = [Link((Wire(tag, tag + 1, 0, ""),)) for tag in range(3)]
+    assert check_queues(links, num_queues=32) is None
+    assert check_queues([], num_queues=8) is None
+    assert str(check_queues(links, num_queues=8)).startswith("rank 0 has 3 links and 6 other streams, but")

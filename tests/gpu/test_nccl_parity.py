@@ -19,7 +19,7 @@ from hetsched.train.launch import launch
 from tests.dist.plans import make_plan
 from tests.dist.test_curves import PLACEMENTS, plan_of
 from tests.dist.test_parity import STAGE0, check_against, expected, layout
-from tests.gpu.nccl_ranks import die_in_a_step, train_all, train_digits
+from tests.gpu.nccl_ranks import die_in_a_step, train_all, train_both_ways, train_digits
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.device_count() < 2 or not dist.is_nccl_available(), reason="needs two GPUs and NCCL"
@@ -88,10 +88,35 @@ def test_the_digits_are_trained_and_evaluated_as_by_one_process(trained: Path) -
         assert found == pytest.approx(want, rel=1e-3)
 
 
-def test_a_dead_peer_is_named_with_its_edge_within_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_step_goes_through_the_hosts_and_gives_the_same_gradients(tmp_path: Path) -> None:
+    launch(train_both_ways, plan_named("colocated"), tmp_path, num_ranks=2, backend=BACKEND)
+    for (was_staged, *first), *later in left_by(tmp_path, "ways"):
+        assert was_staged
+        for is_staged, *again in later:
+            assert not is_staged
+            torch.testing.assert_close(again, first, rtol=1e-12, atol=1e-14)
+
+
+DEATHS = {
+    "in the first step": (0, False, r"nothing arrived from rank 1 on rank 0: "),
+    "in a later step": (2, False, r"nothing arrived from rank 1 on rank 0 within 6 s$"),
+    "while the host is held": (2, True, r"nothing arrived from rank 1 on rank 0 within 6 s; the host stands at "),
+}
+
+
+@pytest.mark.parametrize("when", DEATHS)
+def test_a_dead_peer_is_named_with_its_edge_and_microbatch(when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    num_before, is_held, said = DEATHS[when]
     monkeypatch.setattr(launcher, "GRACE_S", 3 * TIMEOUT_S)
+    plan = plan_named("homogeneous pp 2")
     with pytest.raises(JobError) as raised:
-        launch(die_in_a_step, plan_named("homogeneous pp 2"), TIMEOUT_S, num_ranks=2, backend=BACKEND)
-    assert "rank 1: ended with exit code 9" in str(raised.value)
-    said = r"rank 0: JobError: llm stages 0 and 1, backward: message \d did not arrive from rank 1 on rank 0 within 6 s"
-    assert re.search(said, str(raised.value)), raised.value
+        launch(die_in_a_step, plan, TIMEOUT_S, num_before, is_held, num_ranks=2, backend=BACKEND)
+    assert "rank 1: ended with exit code 9" in str(raised.value), raised.value
+    what = rf"rank 0: JobError: llm stages 0 and 1, backward, microbatch \d: {said}"
+    assert re.search(what, str(raised.value), re.MULTILINE), raised.value
+
+
+def test_two_ranks_on_one_gpu_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with pytest.raises(JobError, match="ranks 0 and 1 are both on GPU"):
+        launch(die_in_a_step, plan_named("colocated"), TIMEOUT_S, 0, False, num_ranks=2, backend=BACKEND)
