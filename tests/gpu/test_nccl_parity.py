@@ -97,9 +97,10 @@ def test_the_first_step_goes_through_the_hosts_and_gives_the_same_gradients(tmp_
             torch.testing.assert_close(again, first, rtol=1e-12, atol=1e-14)
 
 
+# In a later step either the step's end or the watchdog notices: a thread that is far ahead of its GPU is held by CUDA, too.
 DEATHS = {
     "in the first step": (0, False, r"nothing arrived from rank 1 on rank 0: "),
-    "in a later step": (2, False, r"nothing arrived from rank 1 on rank 0 within 6 s$"),
+    "in a later step": (2, False, r"nothing arrived from rank 1 on rank 0 within 6 s"),
     "while the host is held": (2, True, r"nothing arrived from rank 1 on rank 0 within 6 s; the host stands at "),
 }
 
@@ -113,7 +114,7 @@ def test_a_dead_peer_is_named_with_its_edge_and_microbatch(when: str, monkeypatc
         launch(die_in_a_step, plan, TIMEOUT_S, num_before, is_held, num_ranks=2, backend=BACKEND)
     assert "rank 1: ended with exit code 9" in str(raised.value), raised.value
     what = rf"rank 0: JobError: llm stages 0 and 1, backward, microbatch \d: {said}"
-    assert re.search(what, str(raised.value), re.MULTILINE), raised.value
+    assert re.search(what, str(raised.value)), raised.value
 
 
 def test_two_ranks_on_one_gpu_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
