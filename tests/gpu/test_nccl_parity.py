@@ -97,7 +97,7 @@ def test_the_first_step_goes_through_the_hosts_and_gives_the_same_gradients(tmp_
             torch.testing.assert_close(again, first, rtol=1e-12, atol=1e-14)
 
 
-# In a later step either the step's end or the watchdog notices: a thread that is far ahead of its GPU is held by CUDA, too.
+# In a later step the end of the step or the watchdog notices: CUDA also holds a thread that is far ahead of its GPU.
 DEATHS = {
     "in the first step": (0, False, r"nothing arrived from rank 1 on rank 0: "),
     "in a later step": (2, False, r"nothing arrived from rank 1 on rank 0 within 6 s"),
