@@ -19,7 +19,8 @@ from hetsched.layout.shares import Cost, Share, items_of, share_items, share_sam
 from hetsched.plan import BoundaryPlan, Plan
 from hetsched.schedule.encoder import Placement, encoder_lanes, light_ends
 from hetsched.schedule.program import Program
-from hetsched.stepprogram import depends_on_batch, place_step, typical_placement
+from hetsched.sim.credits import Signals
+from hetsched.stepprogram import depends_on_batch, place_signals, place_step, typical_placement
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class StepPlan:
         crossings: ``(edge name, microbatch)`` -> who copies which rows to whom.
         program: lowered and checked.
         recomputed: for each encoder the microbatches that keep only their output until their backward.
+        signals: by which encoders keep to their limit of microbatches in flight.
     """
 
     divisor: int
@@ -39,6 +41,7 @@ class StepPlan:
     crossings: Mapping[tuple[str, int], Crossing]
     program: Program
     recomputed: Mapping[str, frozenset[int]] = field(default_factory=dict)
+    signals: Signals = field(default_factory=Signals)
 
 
 def plan_step(plan: Plan, samples: Sequence[Sample], *, is_training: bool = True) -> StepPlan:
@@ -65,9 +68,11 @@ def plan_step(plan: Plan, samples: Sequence[Sample], *, is_training: bool = True
         order = _light_ends(plan, items)
         of_samples = [of_samples[m] for m in order]
         items = {encoder: [every[m] for m in order] for encoder, every in items.items()}
-        placement = place_step(plan, estimate_loads(plan, of_samples, items), is_training=is_training)
+        loads = estimate_loads(plan, of_samples, items)
+        placement = place_step(plan, loads, is_training=is_training)
+        signals = place_signals(plan, placement, loads) if is_training else Signals()
     else:
-        placement = typical_placement(plan, is_training=is_training)
+        placement, signals = typical_placement(plan, is_training=is_training), Signals()
     by_module = {plan.sink: of_samples}
     for boundary in plan.boundaries:
         encoder = boundary.producer
@@ -79,7 +84,7 @@ def plan_step(plan: Plan, samples: Sequence[Sample], *, is_training: bool = True
     every = range(plan.microbatches)
     shares = {(module, m): replicas[m] for module, replicas in by_module.items() for m in every}
     crossings = {(b.name, m): _cross(plan, b, shares, m) for b in plan.boundaries for m in every}
-    return StepPlan(divisor, shares, crossings, placement.program, placement.recomputed)
+    return StepPlan(divisor, shares, crossings, placement.program, placement.recomputed, signals)
 
 
 def _share_samples(plan: Plan, samples: Sequence[Sample]) -> list[tuple[Share, ...]]:

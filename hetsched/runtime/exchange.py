@@ -7,7 +7,7 @@ their rank are copied without one. Nothing here knows layouts or schedules: it i
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -95,6 +95,7 @@ class Exchange:
     def __init__(self, rank: int, transport: Transport, *, device: torch.device) -> None:
         self._rank, self._transport, self.device = rank, transport, device
         self._kept: dict[int, deque[torch.Tensor]] = defaultdict(deque)
+        self._signaled: dict[tuple[int, int], int] = defaultdict(int)
         self.sent_bytes = 0
 
     def step(self, *, may_load_kernels: bool) -> AbstractContextManager[None]:
@@ -134,9 +135,30 @@ class Exchange:
         out = torch.zeros(num_rows, channel.hidden, dtype=channel.dtype, device=self.device)
         return Arriving(mine, buffers, receive, kept=kept, out=out, rank=self._rank)
 
+    def signal(self, transfer: Transfer, peers: Collection[int]) -> None:
+        """Tell each of the ranks ``peers`` that something is done."""
+        tokens = {peer: self._token(transfer.channel) for peer in peers}
+        self.sent_bytes += sum(token.nbytes for token in tokens.values())
+        if tokens:
+            self._transport.send(transfer, tokens)
+
+    def await_signals(self, transfer: Transfer, counts: Mapping[int, int]) -> None:
+        """Wait until each rank in ``counts`` has signaled so often since the step began."""
+        posted: list[Receive] = []
+        while waiting := [peer for peer, count in counts.items() if self._signaled[transfer.channel.tag, peer] < count]:
+            posted.append(self._transport.receive(transfer, {peer: self._token(transfer.channel) for peer in waiting}))
+            for peer in waiting:
+                self._signaled[transfer.channel.tag, peer] += 1
+        for message in posted:
+            message.wait()
+
+    def _token(self, channel: Channel) -> torch.Tensor:
+        return torch.zeros(1, channel.hidden, dtype=channel.dtype, device=self.device)
+
     def flush(self) -> None:
         """Wait until every row has left; to be called once a step."""
         self._transport.flush()
+        self._signaled.clear()
         assert not any(self._kept.values()), "rows that stay on a rank were never taken"
 
 

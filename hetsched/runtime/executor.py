@@ -46,6 +46,12 @@ class StepWork(Protocol):
     def move(self, action: Action, microbatch: int) -> Move:
         """What a transfer moves."""
 
+    def signals_to(self, action: Action) -> Iterable[tuple[Transfer, Collection[int]]]:
+        """Whom an encoder's backward tells that it has given up its state."""
+
+    def signals_from(self, action: Action) -> Iterable[tuple[Transfer, Mapping[int, int]]]:
+        """How many signals of which ranks an encoder's forward awaits."""
+
     def boundary_index(self, edge: str, microbatch: int) -> Tensor: ...
 
     def no_rows(self, edge: str) -> Tensor:
@@ -138,13 +144,25 @@ class Executor:
         with torch.set_grad_enabled(is_training):
             for place, action in enumerate(actions):
                 with self._recorder.action(action):
+                    self._await_signals(action)
                     self._do[action.kind](action)
+                # After the record, so that who was waiting starts after its end in a measured timeline too.
+                self._signal(action)
                 for key in done_with.get(place, ()):
                     self._live.pop(key, None)
         with self._recorder.waiting():
             self._exchange.flush()
         assert not self._arriving, f"received and never used: {list(self._arriving)}"
         return self._result
+
+    def _await_signals(self, a: Action) -> None:
+        for transfer, counts in self._work.signals_from(a):
+            with self._recorder.waiting():
+                self._exchange.await_signals(transfer, counts)
+
+    def _signal(self, a: Action) -> None:
+        for transfer, peers in self._work.signals_to(a):
+            self._exchange.signal(transfer, peers)
 
     def _forward(self, a: Action) -> None:
         if len(a.microbatches) > 1:

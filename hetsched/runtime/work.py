@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import product
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import permutations, product
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from hetsched.batch import Batch
+from hetsched.graph import make_topology
 from hetsched.layout.routes import Segment
 from hetsched.layout.shares import Share
 from hetsched.plan import Plan
@@ -17,8 +19,10 @@ from hetsched.runtime.executor import Move
 from hetsched.runtime.feed import integers, load_share, make_meta, to_device
 from hetsched.runtime.stage import BoundaryRows, StageMeta
 from hetsched.schedule.action import Action, Kind
+from hetsched.sim.credits import ShareKey
 from hetsched.stepplan import StepPlan
 
+T = TypeVar("T")
 _FORWARD = (Kind.SEND_F, Kind.RECV_F)
 _WAY = {True: "forward", False: "backward"}
 
@@ -39,6 +43,7 @@ class Channels:
                 ends = (_holders(plan, module, stage), _holders(plan, module, stage + 1))
                 pairs = list(zip(*ends, strict=True))
                 self._add((module, stage), plan.hidden(module), getattr(torch, plan.dtype), pairs)
+        self._signals = {b.producer: self._add_signals(plan, b.producer) for b in plan.boundaries}
 
     def _add(self, edge: tuple[str, int], hidden: int, dtype: torch.dtype, pairs: Sequence[tuple[int, int]]) -> None:
         name = edge[0] if "->" in edge[0] else f"{edge[0]} stages {edge[1]} and {edge[1] + 1}"
@@ -50,6 +55,14 @@ class Channels:
                 if source != destination:
                     self._wires.append(Wire(channel.tag, source, destination, channel.name))
 
+    def _add_signals(self, plan: Plan, encoder: str) -> Channel:
+        tag = len(self._channels) + [b.producer for b in plan.boundaries].index(encoder)
+        channel = Channel(tag, 1, torch.uint8, f"{encoder}, signals that a microbatch is given up")
+        if plan.schedule.in_flight is not None:
+            pairs = permutations(plan.grids[encoder].ranks, 2)
+            self._wires.extend(Wire(tag, source, destination, channel.name) for source, destination in pairs)
+        return channel
+
     @property
     def wires(self) -> tuple[Wire, ...]:
         """Each channel between each pair of ranks that it may connect, in the same order on every rank."""
@@ -58,6 +71,10 @@ class Channels:
     def of(self, edge: str, stage: int, *, is_forward: bool) -> Channel:
         """The channel of a boundary (stage 0), or from ``stage`` of a module to the next."""
         return self._channels[edge, stage, is_forward]
+
+    def of_signals(self, module: str) -> Channel:
+        """The channel on which an encoder's microbatches tell that their state is given up."""
+        return self._signals[module]
 
 
 class RankStep:
@@ -74,6 +91,8 @@ class RankStep:
         self.divisor = step.divisor
         self._plan, self._step, self._rank, self._channels, self._device = plan, step, rank, channels, device
         self._where = {name: grid.coordinates(rank) for name, grid in plan.grids.items() if rank in grid}
+        _, self._ranks_of = make_topology(plan)
+        self._lane = next(lane for lane, ranks in enumerate(self._ranks_of) if rank in ranks)
         self._inputs: dict[tuple[str, int], dict[str, Tensor]] = {}
 
     def load(self, batch: Batch) -> None:
@@ -134,6 +153,24 @@ class RankStep:
         else:
             num_rows = 0
         return Move(Transfer(channel, microbatch), step.forward if is_forward else step.backward, num_rows)
+
+    def signals_to(self, action: Action) -> Iterable[tuple[Transfer, Collection[int]]]:
+        for m, lanes in self._of_share(self._step.signals.given, action, Kind.B):
+            yield Transfer(self._channels.of_signals(action.module), m), self._others(lanes)
+
+    def signals_from(self, action: Action) -> Iterable[tuple[Transfer, Mapping[int, int]]]:
+        for m, counts in self._of_share(self._step.signals.awaited, action, Kind.F):
+            of_ranks = {rank: count for lane, count in counts.items() for rank in self._others([lane])}
+            yield Transfer(self._channels.of_signals(action.module), m), of_ranks
+
+    def _of_share(self, table: Mapping[ShareKey, T], action: Action, kind: Kind) -> list[tuple[int, T]]:
+        """What the table says of each microbatch of an action, if it is of this kind."""
+        keys = [(action.module, m, self._lane) for m in action.microbatches] if action.kind is kind else []
+        return [(key[1], table[key]) for key in keys if key in table]
+
+    def _others(self, lanes: Iterable[int]) -> list[int]:
+        """The ranks on these lanes, without this one."""
+        return [rank for lane in lanes for rank in self._ranks_of[lane] if rank != self._rank]
 
     def boundary_index(self, edge: str, microbatch: int) -> Tensor:
         replica = self._where[edge.split("->")[1]].dp

@@ -1,9 +1,11 @@
-"""An encoder that counts the bytes of its activations that are alive."""
+"""An encoder that counts the bytes of its activations that are alive, and one that is late."""
 
 from __future__ import annotations
 
+import time
 import weakref
 from typing import Any
+from unittest.mock import patch
 
 from torch import Tensor, nn
 
@@ -11,6 +13,8 @@ from hetsched.batch import Batch
 from hetsched.models.multimodal import builders
 from hetsched.plan import Plan
 from hetsched.runtime.engine import Engine
+from hetsched.sim.credits import Signals
+from hetsched.sim.encoder import encoder_in_flight
 from tests.dist.ragged import RaggedSource
 
 
@@ -52,3 +56,28 @@ def encoder_use(plan: Plan) -> tuple[int, int]:
     assert not any(meter.held for meter in meters), "state is held after the step"
     assert not engine._executor._live, "stages keep something of microbatches that are done"
     return sum(meter.peak for meter in meters), sum(meter.num_calls for meter in meters)
+
+
+def most_in_flight(plan: Plan, late_rank: int, with_signals: bool) -> int:
+    """The most microbatches of encoder state that the measured steps show, where one rank's backwards are late."""
+
+    def late(stage: int, mesh: Any) -> nn.Module:
+        module = builders(plan)["vision"](stage, mesh)
+        if mesh.device_mesh.get_rank() == late_rank:
+            module.register_full_backward_hook(lambda *_: time.sleep(0.05))
+        return module
+
+    found = []
+    signals = patch("hetsched.stepplan.place_signals", lambda *_: Signals())
+    if not with_signals:
+        signals.start()
+    try:
+        engine = Engine(plan, {**builders(plan), "vision": late}, timeout_s=30.0)
+        source = RaggedSource(plan.seed, items="many")
+        for step in range(2):
+            engine.step(Batch.of(source, range(40 * step, 40 * step + 40)))
+            found.append(encoder_in_flight(engine.timeline(), "vision"))
+    finally:
+        if not with_signals:
+            signals.stop()
+    return max(found)

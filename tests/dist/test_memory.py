@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.dist.metered import encoder_use
+from tests.dist.metered import encoder_use, most_in_flight
 from tests.dist.plans import make_plan
 from tests.dist.pool import Pool
 from tests.dist.test_parity import layout
@@ -34,6 +34,14 @@ def test_with_few_in_flight_it_does_not_grow_with_the_microbatches(
     (one,) = {sum(peaks(ranks, 'encoder = "three_phase"', microbatches=1))}
     found = [peaks(ranks, text, microbatches=m) for m in (8, 16)]
     assert max(map(max, found)) <= in_flight * one
+
+
+@pytest.mark.parametrize("split_items", ["true", "false"])
+def test_no_rank_opens_a_microbatch_before_another_has_given_one_up(ranks: Pool, split_items: str) -> None:
+    text = f'encoder = "fill"\nin_flight = 2\nsplit_items = {split_items}'
+    plan = make_plan(vision=layout(dp=4), llm=layout(pp=4), world_size=4, microbatches=8, schedule=text)
+    assert set(ranks.run(most_in_flight, plan, 3, True, num_ranks=4)) == {2}
+    assert max(ranks.run(most_in_flight, plan, 3, False, num_ranks=4)) > 2
 
 
 def test_three_phase_grows_with_the_microbatches(ranks: Pool) -> None:
