@@ -31,6 +31,9 @@ PLANS = {
     "homogeneous pp 2": dict(vision=layout(), llm=layout(pp=2), schedule=STAGE0),
     "colocated": dict(vision=layout(dp=2), llm=layout(pp=2)),
     "colocated, fill": dict(vision=layout(dp=2), llm=layout(pp=2), schedule=FILL),
+    "colocated, fill, two in flight": dict(
+        vision=layout(dp=2), llm=layout(pp=2), schedule=f"{FILL}\nin_flight = 2", microbatches=6
+    ),
     "colocated, fill, zb-h1": dict(
         vision=layout(dp=2), llm=layout(pp=2), schedule=f'{FILL}\npipeline = "zb-h1"', microbatches=6
     ),

@@ -9,6 +9,7 @@ wait, and ``flush`` alone, at the step's end, looks at the clock.
 Why it cannot deadlock, even though a large send ends only once its receive has begun (rendezvous) and though 1F1B, say,
 has no order that a rendezvous could follow. Suppose that steps stand still, and take of the actions that wait the one
 that comes first in the run that the checker made; it waits for receive k of some link.
+(Signals that a microbatch is given up are messages like others: nothing waits for them in that run.)
 
 - All that precedes it in that run has gone on: on the receiving lane what is before RECV k in the list, on the
   sending lane what is before SEND k. So on every rank of the link, groups up to k are posted and wait for no action.
