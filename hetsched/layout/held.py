@@ -26,6 +26,11 @@ class Held:
     share: Share
     tokens: IntArray | None = None
 
+    @property
+    def cp_ranks(self) -> set[int]:
+        """The cp ranks that have tokens."""
+        return {0} if self.tokens is None else set(self.tokens[:, 0].tolist())
+
     def num_tokens(self, cp: int) -> int:
         """How many tokens of its sequences a cp rank of the replica has."""
         return self.share.num_tokens if self.tokens is None else int(self.tokens[self.tokens[:, 0] == cp, 3].sum())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
@@ -20,13 +19,17 @@ from hetsched.graph import make_topology
 from hetsched.ops import take_fault
 from hetsched.parallel.data import sum_gradients
 from hetsched.plan import Plan
-from hetsched.runtime.exchange import Exchange
+from hetsched.runtime.device import check_ranks, peak_memory_bytes, use_device
+from hetsched.runtime.exchange import Exchange, Transport
 from hetsched.runtime.executor import Executor, StepResult
 from hetsched.runtime.mesh import ModuleMesh, make_groups, make_meshes
 from hetsched.runtime.recorder import Recorder
 from hetsched.runtime.report import EvaluationReport, StepReport, gather_figures, gather_objects, name_ranks
+from hetsched.runtime.shapes import SeenShapes
 from hetsched.runtime.trace import RankTrace, measured_timeline
 from hetsched.runtime.transport.gloo import GlooTransport
+from hetsched.runtime.transport.links import make_links
+from hetsched.runtime.transport.nccl import NcclTransport
 from hetsched.runtime.work import Channels, RankStep
 from hetsched.schedule.action import Kind
 from hetsched.schedule.program import Program
@@ -51,14 +54,15 @@ class Engine:
         timeout_s: seconds that a message may take before the job is given up.
 
     Raises:
-        PlanError: the job has another number of ranks than the plan, or a builder is missing.
-        JobError: another rank has another plan; the message names it and both digests.
+        PlanError: the job has another number of ranks than the plan, a builder is missing, or this host lacks the
+            devices of the plan's transport.
+        JobError: another rank has another plan, or cannot use its device; the message names it.
     """
 
     def __init__(self, plan: Plan, builders: Mapping[str, Builder], *, timeout_s: float = 60.0) -> None:
         _check_launch(plan, builders)
-        self.plan, self.rank, self.device = plan, dist.get_rank(), torch.device("cpu")
-        self._meshes = make_meshes(plan.grids, device_type="cpu")
+        self.plan, self.rank, self.device = plan, dist.get_rank(), use_device(plan, dist.get_rank())
+        self._meshes = make_meshes(plan.grids, device_type=self.device.type)
         self._groups = make_groups(plan.grids)
         self.stages: dict[tuple[str, int], nn.Module] = {}
         for name, grid in plan.grids.items():
@@ -67,7 +71,10 @@ class Engine:
                 for stage in range(grid.layout.num_stages):
                     if plan.pipeline_rank(name, stage) == mine:
                         self.stages[name, stage] = self._build(name, stage, builders[name])
-        transport = GlooTransport(timeout=timedelta(seconds=timeout_s))
+        self._channels, self._seen = Channels(plan), SeenShapes()
+        _, self._lanes = make_topology(plan)
+        self._lane = next(i for i, ranks in enumerate(self._lanes) if self.rank in ranks)
+        transport = self._make_transport(timedelta(seconds=timeout_s))
         self._exchange = Exchange(self.rank, transport, device=self.device)
         self.recorder = Recorder()
         self._executor = Executor(
@@ -77,10 +84,7 @@ class Engine:
             reduce=self._reduce,
             deferring={a.module for lane in step_program(plan).lanes for a in lane if a.kind is Kind.W},
         )
-        self._channels = Channels(plan)
         self._last_program: Program | None = None
-        _, lanes = make_topology(plan)
-        self._lane = next(i for i, ranks in enumerate(lanes) if self.rank in ranks)
 
     def step(self, batch: Batch) -> StepReport:
         """Forward, backward and gradient reduction of one batch, the same on every rank.
@@ -143,13 +147,14 @@ class Engine:
 
     def clip_grad_norm(self, max_norm: float) -> float:
         """Scale the gradients to a norm of at most ``max_norm`` over the whole model; returns the norm before."""
-        squares = torch.zeros((), dtype=torch.float64)
+        squares = torch.zeros((), dtype=torch.float64, device=self.device)
         for (module, _), stage in self.stages.items():
             layout = self.plan.modules[module].layout
             copies = layout.dp * layout.cp
             for p in stage.parameters():
                 if p.grad is not None:
                     squares += p.grad.double().square().sum() / copies
+        squares = squares.cpu()
         dist.all_reduce(squares)
         norm = math.sqrt(float(squares))
         if norm > max_norm:
@@ -157,6 +162,16 @@ class Engine:
                 if p.grad is not None:
                     p.grad.mul_(max_norm / norm)
         return norm
+
+    def _make_transport(self, timeout: timedelta) -> Transport:
+        if self.plan.transport == "gloo":
+            return GlooTransport(timeout=timeout)
+        # NCCL connects at first use, which holds the host: here, not in the middle of a step.
+        for group in (group for groups in self._groups.values() for group in (groups.copies, groups.context)):
+            if group is not None:
+                dist.all_reduce(torch.zeros(1, device=self.device), group=group)
+        links = make_links(self._channels.wires, self._lanes)
+        return NcclTransport(links, device=self.device, timeout=timeout)
 
     def _build(self, name: str, stage: int, builder: Builder) -> nn.Module:
         layout, dtype = self.plan.modules[name].layout, getattr(torch, self.plan.dtype)
@@ -186,10 +201,11 @@ class Engine:
         return work, step
 
     def _run(self, work: RankStep, step: StepPlan, *, is_training: bool) -> StepResult:
-        self._exchange.sent_bytes = 0
         self._last_program = step.program
+        may_load_kernels = self._seen.add(step, is_training=is_training)
         self.recorder.begin_step()
-        return self._executor.run(step.program.lanes[self._lane], work, is_training=is_training)
+        with self._exchange.step(may_load_kernels=may_load_kernels):
+            return self._executor.run(step.program.lanes[self._lane], work, is_training=is_training)
 
     def _report(self, batch: Batch, step: StepPlan, result: StepResult) -> StepReport:
         elapsed, waited = self.recorder.now() / 1e9, self.recorder.waited_ns / 1e9
@@ -200,7 +216,7 @@ class Engine:
             "step_s": elapsed,
             "waiting_s": waited,
             "sent_bytes": float(self._exchange.sent_bytes),
-            "memory": float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024),
+            "memory": float(peak_memory_bytes(self.device)),
             "faults": float(fault is not None),
         }
         every = gather_figures(figures, group=None)
@@ -270,3 +286,4 @@ def _check_launch(plan: Plan, builders: Mapping[str, Builder]) -> None:
     for name in plan.modules:
         if name not in builders:
             raise PlanError(f"module {name} has no builder", field=f"modules.{name}", fix="pass one to Engine")
+    check_ranks(plan)

@@ -7,29 +7,14 @@ their rank are copied without one. Nothing here knows layouts or schedules: it i
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
 from hetsched.layout.routes import Segment
-
-
-class Receive(Protocol):
-    """A message on its way."""
-
-    def wait(self) -> None: ...
-
-
-class Transport(Protocol):
-    """What an exchange needs: messages of one (tag, pair of ranks) arrive in the order they were sent."""
-
-    def send(self, rows: torch.Tensor, *, peer: int, tag: int) -> None: ...
-
-    def receive(self, rows: torch.Tensor, *, peer: int, tag: int) -> Receive: ...
-
-    def flush(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +25,62 @@ class Channel:
         tag: tells channels apart on the wire.
         hidden: width of the rows.
         dtype: of the rows on the wire.
+        name: edge and direction, for messages to people.
     """
 
     tag: int
     hidden: int
     dtype: torch.dtype
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """One microbatch of one channel; prints as people are told of it."""
+
+    channel: Channel
+    microbatch: int
+
+    def __str__(self) -> str:
+        return f"{self.channel.name}, microbatch {self.microbatch}"
+
+
+class Receive(Protocol):
+    """Messages on their way."""
+
+    def wait(self) -> None: ...
+
+
+class Transport(Protocol):
+    """What an exchange needs: messages of one channel and pair of ranks arrive in the order they were sent."""
+
+    def step(self, *, may_load_kernels: bool) -> AbstractContextManager[None]:
+        """What a step runs in. If it may load kernels, nothing may wait on a device for a peer; equal on all ranks."""
+
+    def send(self, transfer: Transfer, messages: Mapping[int, torch.Tensor]) -> None:
+        """Start sending contiguous rows, by destination; they must not change until ``flush``."""
+
+    def receive(self, transfer: Transfer, buffers: Mapping[int, torch.Tensor]) -> Receive:
+        """Start receiving into the buffers, by source."""
+
+    def flush(self) -> None:
+        """Wait until every message of the step has left or arrived."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wire:
+    """A channel between one pair of ranks.
+
+    Args:
+        tag: of the channel.
+        source, destination: ranks; messages go one way.
+        name: of the channel, for messages to people.
+    """
+
+    tag: int
+    source: int
+    destination: int
+    name: str
 
 
 class Exchange:
@@ -62,53 +98,62 @@ class Exchange:
         self._signaled: dict[tuple[int, int], int] = defaultdict(int)
         self.sent_bytes = 0
 
-    def send(self, channel: Channel, route: Sequence[Segment], rows: torch.Tensor) -> None:
+    def step(self, *, may_load_kernels: bool) -> AbstractContextManager[None]:
+        """What a step runs in; see Transport."""
+        self.sent_bytes = 0
+        return self._transport.step(may_load_kernels=may_load_kernels)
+
+    def send(self, transfer: Transfer, route: Sequence[Segment], rows: torch.Tensor) -> None:
         """Start sending what ``route`` takes from ``rows`` (``[n, hidden]``) on this rank; keep what stays here."""
-        rows = rows.detach().to(channel.dtype)
+        rows = rows.detach().to(transfer.channel.dtype)
         by_peer: dict[int, list[torch.Tensor]] = defaultdict(list)
         for s in route:
             if s.src_rank == self._rank:
                 by_peer[s.dst_rank].append(rows[s.src_row : s.src_row + s.num_rows])
-        for peer, parts in by_peer.items():
-            if peer == self._rank:
-                self._kept[channel.tag].append(rows)
-                continue
-            message = (parts[0] if len(parts) == 1 else torch.cat(parts)).contiguous()
-            self.sent_bytes += message.nbytes
-            self._transport.send(message, peer=peer, tag=channel.tag)
+        if by_peer.pop(self._rank, None):
+            self._kept[transfer.channel.tag].append(rows)
+        messages = {
+            peer: (parts[0] if len(parts) == 1 else torch.cat(parts)).contiguous() for peer, parts in by_peer.items()
+        }
+        self.sent_bytes += sum(message.nbytes for message in messages.values())
+        if messages:
+            self._transport.send(transfer, messages)
 
-    def receive(self, channel: Channel, route: Sequence[Segment], num_rows: int) -> Arriving:
+    def receive(self, transfer: Transfer, route: Sequence[Segment], num_rows: int) -> Arriving:
         """Start receiving what ``route`` brings to this rank: ``[num_rows, hidden]`` once it has arrived."""
+        channel = transfer.channel
         mine = [s for s in route if s.dst_rank == self._rank]
         counts: dict[int, int] = defaultdict(int)
         for s in mine:
             counts[s.src_rank] += s.num_rows
         kept = self._kept[channel.tag].popleft() if counts.pop(self._rank, 0) else None
-        messages: dict[int, tuple[torch.Tensor, Receive]] = {}
-        for peer, count in counts.items():
-            buffer = torch.empty(count, channel.hidden, dtype=channel.dtype, device=self.device)
-            messages[peer] = (buffer, self._transport.receive(buffer, peer=peer, tag=channel.tag))
+        buffers = {
+            peer: torch.empty(count, channel.hidden, dtype=channel.dtype, device=self.device)
+            for peer, count in counts.items()
+        }
+        receive = self._transport.receive(transfer, buffers) if buffers else None
         out = torch.zeros(num_rows, channel.hidden, dtype=channel.dtype, device=self.device)
-        return Arriving(mine, messages, kept, out, rank=self._rank)
+        return Arriving(mine, buffers, receive, kept=kept, out=out, rank=self._rank)
 
-    def signal(self, channel: Channel, peers: Iterable[int]) -> None:
+    def signal(self, transfer: Transfer, peers: Collection[int]) -> None:
         """Tell each of the ranks ``peers`` that something is done."""
-        for peer in peers:
-            token = torch.zeros(1, channel.hidden, dtype=channel.dtype, device=self.device)
-            self.sent_bytes += token.nbytes
-            self._transport.send(token, peer=peer, tag=channel.tag)
+        tokens = {peer: self._token(transfer.channel) for peer in peers}
+        self.sent_bytes += sum(token.nbytes for token in tokens.values())
+        if tokens:
+            self._transport.send(transfer, tokens)
 
-    def await_signals(self, channel: Channel, counts: Mapping[int, int]) -> None:
+    def await_signals(self, transfer: Transfer, counts: Mapping[int, int]) -> None:
         """Wait until each rank in ``counts`` has signaled so often since the step began."""
-        missing = {peer: count - self._signaled[channel.tag, peer] for peer, count in counts.items()}
         posted: list[Receive] = []
-        for peer, number in missing.items():
-            for _ in range(number):
-                token = torch.empty(1, channel.hidden, dtype=channel.dtype, device=self.device)
-                posted.append(self._transport.receive(token, peer=peer, tag=channel.tag))
-            self._signaled[channel.tag, peer] += max(number, 0)
+        while waiting := [peer for peer, count in counts.items() if self._signaled[transfer.channel.tag, peer] < count]:
+            posted.append(self._transport.receive(transfer, {peer: self._token(transfer.channel) for peer in waiting}))
+            for peer in waiting:
+                self._signaled[transfer.channel.tag, peer] += 1
         for message in posted:
             message.wait()
+
+    def _token(self, channel: Channel) -> torch.Tensor:
+        return torch.zeros(1, channel.hidden, dtype=channel.dtype, device=self.device)
 
     def flush(self) -> None:
         """Wait until every row has left; to be called once a step."""
@@ -123,18 +168,20 @@ class Arriving:
     def __init__(
         self,
         segments: Sequence[Segment],
-        messages: dict[int, tuple[torch.Tensor, Receive]],
+        buffers: Mapping[int, torch.Tensor],
+        receive: Receive | None,
+        *,
         kept: torch.Tensor | None,
         out: torch.Tensor,
-        *,
         rank: int,
     ) -> None:
-        self._segments, self._messages, self._kept, self._out, self._rank = segments, messages, kept, out, rank
+        self._segments, self._buffers, self._receive = segments, buffers, receive
+        self._kept, self._out, self._rank = kept, out, rank
 
     def wait(self) -> torch.Tensor:
         """``[num_rows, hidden]``: each row the sum, in the route's order, of what arrives for it."""
-        for _, message in self._messages.values():
-            message.wait()
+        if self._receive is not None:
+            self._receive.wait()
         taken: dict[int, int] = defaultdict(int)
         for s in self._segments:
             if s.src_rank == self._rank:
@@ -142,7 +189,7 @@ class Arriving:
                 rows = self._kept[s.src_row : s.src_row + s.num_rows]
             else:
                 first = taken[s.src_rank]
-                rows = self._messages[s.src_rank][0][first : first + s.num_rows]
+                rows = self._buffers[s.src_rank][first : first + s.num_rows]
                 taken[s.src_rank] += s.num_rows
             self._out[s.dst_row : s.dst_row + s.num_rows] += rows
         return self._out

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hetsched.errors import DataError
 from hetsched.layout.routes import Segment
-from hetsched.runtime.exchange import Arriving, Channel, Exchange
+from hetsched.runtime.exchange import Arriving, Exchange, Transfer
 from hetsched.runtime.lifetime import last_uses
 from hetsched.runtime.recorder import Recorder
 from hetsched.runtime.stage import BoundaryRows, StageMeta
@@ -46,10 +46,10 @@ class StepWork(Protocol):
     def move(self, action: Action, microbatch: int) -> Move:
         """What a transfer moves."""
 
-    def signals_to(self, action: Action) -> Iterable[tuple[Channel, Collection[int]]]:
-        """Whom an encoder's backward tells that it has given up its state, and on which channel."""
+    def signals_to(self, action: Action) -> Iterable[tuple[Transfer, Collection[int]]]:
+        """Whom an encoder's backward tells that it has given up its state."""
 
-    def signals_from(self, action: Action) -> Iterable[tuple[Channel, Mapping[int, int]]]:
+    def signals_from(self, action: Action) -> Iterable[tuple[Transfer, Mapping[int, int]]]:
         """How many signals of which ranks an encoder's forward awaits."""
 
     def boundary_index(self, edge: str, microbatch: int) -> Tensor: ...
@@ -68,9 +68,9 @@ class StepWork(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """One microbatch of one edge in one direction: its channel, its segments, rows that arrive here."""
+    """One microbatch of one edge in one direction: its segments, and the rows that arrive here."""
 
-    channel: Channel
+    transfer: Transfer
     route: tuple[Segment, ...]
     num_rows: int
 
@@ -156,13 +156,13 @@ class Executor:
         return self._result
 
     def _await_signals(self, a: Action) -> None:
-        for channel, counts in self._work.signals_from(a):
+        for transfer, counts in self._work.signals_from(a):
             with self._recorder.waiting():
-                self._exchange.await_signals(channel, counts)
+                self._exchange.await_signals(transfer, counts)
 
     def _signal(self, a: Action) -> None:
-        for channel, peers in self._work.signals_to(a):
-            self._exchange.signal(channel, peers)
+        for transfer, peers in self._work.signals_to(a):
+            self._exchange.signal(transfer, peers)
 
     def _forward(self, a: Action) -> None:
         if len(a.microbatches) > 1:
@@ -257,12 +257,13 @@ class Executor:
                 continue
             assert live.output is not None
             move = self._work.move(a, m)
-            if live.output.ndim != 2 or live.output.shape[1] != move.channel.hidden:
+            hidden = move.transfer.channel.hidden
+            if live.output.ndim != 2 or live.output.shape[1] != hidden:
                 raise DataError(
                     f"stage {a.stage} of module {module} returned {list(live.output.shape)}, but the plan "
-                    f"declares rows of {move.channel.hidden}; change the stage or `hidden`"
+                    f"declares rows of {hidden}; change the stage or `hidden`"
                 )
-            self._exchange.send(move.channel, move.route, live.output)
+            self._exchange.send(move.transfer, move.route, live.output)
 
     def _send_backward(self, a: Action) -> None:
         for m in a.microbatches:
@@ -274,12 +275,12 @@ class Executor:
             assert leaf is not None
             gradient = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
             move = self._work.move(a, m)
-            self._exchange.send(move.channel, move.route, gradient)
+            self._exchange.send(move.transfer, move.route, gradient)
 
     def _receive(self, a: Action) -> None:
         for m in a.microbatches:
             move = self._work.move(a, m)
-            arriving = self._exchange.receive(move.channel, move.route, move.num_rows)
+            arriving = self._exchange.receive(move.transfer, move.route, move.num_rows)
             self._arriving[a.module, a.kind, a.stage, m] = arriving
 
     def _from_neighbor(self, a: Action, kind: Kind, m: int) -> Tensor | None:

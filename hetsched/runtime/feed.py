@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from hetsched.batch import Batch, DataSource, Item, Sample
@@ -57,9 +58,9 @@ def make_meta(
         shard = ContextShard(first.share.cu_seqlens, first.tokens, cp)
     return StageMeta(
         microbatch=microbatch,
-        cu_seqlens=torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device),
+        cu_seqlens=integers([0, *accumulate(lengths)], torch.int32, device=device),
         max_seqlen=max(lengths, default=0),
-        positions=torch.from_numpy(positions).to(device),
+        positions=integers(positions, torch.int64, device=device),
         inputs=inputs,
         boundary=boundary,
         shard=shard,
@@ -69,6 +70,12 @@ def make_meta(
 def to_device(tensors: Mapping[str, Tensor], *, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
     """The tensors on ``device``, floating-point ones as ``dtype``."""
     return {key: t.to(device, dtype if t.is_floating_point() else t.dtype) for key, t in tensors.items()}
+
+
+def integers(values: ArrayLike, dtype: torch.dtype, *, device: torch.device) -> Tensor:
+    """Numbers that the host knows, on ``device``, without making the host wait for what the device does."""
+    tensor = torch.as_tensor(values, dtype=dtype)
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _load(source: DataSource, member: Sample | Item) -> Mapping[str, Tensor]:

@@ -1,4 +1,8 @@
-"""Measures what a rank does: one record an action, with the part of it spent waiting."""
+"""Measures what a rank does: one record an action, with the part of it spent waiting.
+
+Times are the host's. On a GPU an action's are those of its launches, and all waiting is that of the step's end: nothing
+is synchronized to find out more. Measured timelines of GPUs would need CUDA events.
+"""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ class StepReport:
         num_tokens: tokens of the batch's samples.
         step_s: seconds of the slowest rank.
         waiting_s: seconds that a rank spent waiting for rows or other ranks, mean over ranks. Where ranks share
-            cores this is contention too.
+            cores this is contention too; on GPUs it is the host's waiting, see hetsched.runtime.recorder.
         bubble: waiting over step time, mean over ranks.
         sent_bytes: bytes that crossed ranks between stages, all ranks.
         peak_memory_bytes: of the rank that needs most (of the process on CPU, of the device on a GPU).

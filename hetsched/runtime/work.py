@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import permutations, product
 from typing import TypeVar
 
 import torch
@@ -14,9 +15,9 @@ from hetsched.layout.held import Held
 from hetsched.layout.routes import Segment, segments_of
 from hetsched.layout.tokens import positions_of
 from hetsched.plan import Plan
-from hetsched.runtime.exchange import Channel
+from hetsched.runtime.exchange import Channel, Transfer, Wire
 from hetsched.runtime.executor import Move
-from hetsched.runtime.feed import load_held, make_meta, to_device
+from hetsched.runtime.feed import integers, load_held, make_meta, to_device
 from hetsched.runtime.stage import BoundaryRows, StageMeta
 from hetsched.schedule.action import Action, Kind
 from hetsched.sim.credits import ShareKey
@@ -24,6 +25,7 @@ from hetsched.stepplan import StepPlan
 
 T = TypeVar("T")
 _FORWARD = (Kind.SEND_F, Kind.RECV_F)
+_WAY = {True: "forward", False: "backward"}
 
 
 class Channels:
@@ -31,19 +33,41 @@ class Channels:
 
     def __init__(self, plan: Plan) -> None:
         self._channels: dict[tuple[str, int, bool], Channel] = {}
+        self._wires: list[Wire] = []
         for boundary in plan.boundaries:
             dtype = getattr(torch, boundary.dtype or plan.dtype)
-            self._add((boundary.name, 0), plan.boundary_hidden(boundary), dtype)
+            last = plan.modules[boundary.producer].layout.num_stages - 1
+            ends = (_holders(plan, boundary.producer, last), _holders(plan, boundary.consumer, boundary.stage))
+            self._add((boundary.name, 0), plan.boundary_hidden(boundary), dtype, list(product(*ends)))
         for module, grid in plan.grids.items():
             for stage in range(grid.layout.num_stages - 1):
-                self._add((module, stage), plan.hidden(module), getattr(torch, plan.dtype))
-        self._signals = {
-            b.producer: Channel(len(self._channels) + i, 1, torch.uint8) for i, b in enumerate(plan.boundaries)
-        }
+                ends = (_holders(plan, module, stage), _holders(plan, module, stage + 1))
+                pairs = list(zip(*ends, strict=True))
+                self._add((module, stage), plan.hidden(module), getattr(torch, plan.dtype), pairs)
+        self._signals = {b.producer: self._add_signals(plan, b.producer) for b in plan.boundaries}
 
-    def _add(self, edge: tuple[str, int], hidden: int, dtype: torch.dtype) -> None:
+    def _add(self, edge: tuple[str, int], hidden: int, dtype: torch.dtype, pairs: Sequence[tuple[int, int]]) -> None:
+        name = edge[0] if "->" in edge[0] else f"{edge[0]} stages {edge[1]} and {edge[1] + 1}"
         for is_forward in (True, False):
-            self._channels[*edge, is_forward] = Channel(len(self._channels), hidden, dtype)
+            channel = Channel(len(self._channels), hidden, dtype, f"{name}, {_WAY[is_forward]}")
+            self._channels[*edge, is_forward] = channel
+            for pair in pairs:
+                source, destination = pair if is_forward else pair[::-1]
+                if source != destination:
+                    self._wires.append(Wire(channel.tag, source, destination, channel.name))
+
+    def _add_signals(self, plan: Plan, encoder: str) -> Channel:
+        tag = len(self._channels) + [b.producer for b in plan.boundaries].index(encoder)
+        channel = Channel(tag, 1, torch.uint8, f"{encoder}, signals that a microbatch is given up")
+        if plan.schedule.in_flight is not None:
+            pairs = permutations(plan.grids[encoder].ranks, 2)
+            self._wires.extend(Wire(tag, source, destination, channel.name) for source, destination in pairs)
+        return channel
+
+    @property
+    def wires(self) -> tuple[Wire, ...]:
+        """Each channel between each pair of ranks that it may connect, in the same order on every rank."""
+        return tuple(self._wires)
 
     def of(self, edge: str, stage: int, *, is_forward: bool) -> Channel:
         """The channel of a boundary (stage 0), or from ``stage`` of a module to the next."""
@@ -118,7 +142,7 @@ class RankStep:
         ends = (first, second) if is_forward else (second, first)
         route = (Segment(ends[0], 0, ends[1], 0, num_tokens),) if num_tokens else ()
         channel = self._channels.of(action.module, stage, is_forward=is_forward)
-        return Move(channel, route, num_tokens)
+        return Move(Transfer(channel, microbatch), route, num_tokens)
 
     def _boundary_move(self, action: Action, microbatch: int, is_forward: bool) -> Move:
         step = self._step.crossings[action.module, microbatch]
@@ -130,21 +154,21 @@ class RankStep:
         else:
             num_rows = 0
         route = segments_of(step.forward if is_forward else step.backward, rank=self._rank)
-        return Move(channel, route, num_rows)
+        return Move(Transfer(channel, microbatch), route, num_rows)
 
-    def signals_to(self, action: Action) -> Iterable[tuple[Channel, Collection[int]]]:
-        for lanes in self._of_share(self._step.signals.given, action, Kind.B):
-            yield self._channels.of_signals(action.module), self._others(lanes)
+    def signals_to(self, action: Action) -> Iterable[tuple[Transfer, Collection[int]]]:
+        for m, lanes in self._of_share(self._step.signals.given, action, Kind.B):
+            yield Transfer(self._channels.of_signals(action.module), m), self._others(lanes)
 
-    def signals_from(self, action: Action) -> Iterable[tuple[Channel, Mapping[int, int]]]:
-        for counts in self._of_share(self._step.signals.awaited, action, Kind.F):
+    def signals_from(self, action: Action) -> Iterable[tuple[Transfer, Mapping[int, int]]]:
+        for m, counts in self._of_share(self._step.signals.awaited, action, Kind.F):
             of_ranks = {rank: count for lane, count in counts.items() for rank in self._others([lane])}
-            yield self._channels.of_signals(action.module), of_ranks
+            yield Transfer(self._channels.of_signals(action.module), m), of_ranks
 
-    def _of_share(self, table: Mapping[ShareKey, T], action: Action, kind: Kind) -> list[T]:
-        """What the table says of the microbatches of an action, if it is of this kind."""
+    def _of_share(self, table: Mapping[ShareKey, T], action: Action, kind: Kind) -> list[tuple[int, T]]:
+        """What the table says of each microbatch of an action, if it is of this kind."""
         keys = [(action.module, m, self._lane) for m in action.microbatches] if action.kind is kind else []
-        return [table[key] for key in keys if key in table]
+        return [(key[1], table[key]) for key in keys if key in table]
 
     def _others(self, lanes: Iterable[int]) -> list[int]:
         """The ranks on these lanes, without this one."""
@@ -152,7 +176,7 @@ class RankStep:
 
     def boundary_index(self, edge: str, microbatch: int) -> Tensor:
         starts, counts = self._step.crossings[edge, microbatch].index[self._rank].T
-        return torch.from_numpy(positions_of(starts, counts)).to(self._device)
+        return integers(positions_of(starts, counts), torch.int64, device=self._device)
 
     def no_rows(self, edge: str) -> Tensor:
         channel = self._channels.of(edge, 0, is_forward=True)
@@ -170,3 +194,8 @@ class RankStep:
 
     def _held(self, module: str, microbatch: int) -> Held:
         return self._step.shares[module, microbatch][self._where[module].dp]
+
+
+def _holders(plan: Plan, module: str, stage: int) -> list[int]:
+    """The ranks of a stage; those at the same place for two stages of a module share their rows."""
+    return list(plan.grids[module].pipeline_rank(plan.pipeline_rank(module, stage)))

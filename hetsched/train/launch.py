@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import signal
@@ -11,7 +12,8 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import wait
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.context import ForkServerContext, SpawnContext
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -19,34 +21,45 @@ import torch
 import torch.distributed as dist
 
 from hetsched.errors import HetschedError, JobError
+from hetsched.runtime.transport.nccl import prepare_environment
 
 GRACE_S = 5.0
 """Seconds that the other ranks have to end after one has failed, and once more after they are told to."""
 
 
-def launch(worker: Callable[..., None], *args: Any, num_ranks: int) -> None:
-    """Run ``worker(*args)`` on ``num_ranks`` new processes, with torch.distributed initialized (gloo).
+def launch(worker: Callable[..., None], *args: Any, num_ranks: int, backend: str = "gloo") -> None:
+    """Run ``worker(*args)`` on ``num_ranks`` new processes, with torch.distributed initialized.
 
     Under torchrun (``RANK`` and ``WORLD_SIZE`` are set) this process is already a rank: it runs the worker itself.
+
+    Args:
+        worker: what each rank does.
+        args: what it is given.
+        num_ranks: ranks of the job, all of them on this host.
+        backend: of torch.distributed; NCCL's is hetsched.runtime.transport.nccl.BACKEND.
 
     Raises:
         JobError: a rank failed or was killed, naming it; by then all of them have ended.
     """
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        dist.init_process_group("gloo")
+        _prepare(backend)
+        dist.init_process_group(backend)
         try:
             worker(*args)
         finally:
             dist.destroy_process_group()
         return
     # One server imports torch (with the compiler, which its optimizers ask for) and then forks all ranks.
-    context = multiprocessing.get_context("forkserver")
+    # What it forks cannot use CUDA if the server has asked for it, as some modules do when they are imported.
+    context: ForkServerContext | SpawnContext = multiprocessing.get_context("forkserver")
+    if "nccl" in backend:
+        context = multiprocessing.get_context("spawn")
     context.set_forkserver_preload(["torch._dynamo", worker.__module__])
-    ranks: list[ForkServerProcess] = []
+    ranks: list[BaseProcess] = []
     with tempfile.TemporaryDirectory(prefix="hetsched-") as folder:
         try:
             for rank in range(num_ranks):
-                process = context.Process(target=_rank_main, args=(rank, num_ranks, folder, worker, args))
+                process = context.Process(target=_rank_main, args=(rank, num_ranks, folder, backend, worker, args))
                 process.start()
                 ranks.append(process)
             failed = _wait_for_all(ranks)
@@ -56,19 +69,29 @@ def launch(worker: Callable[..., None], *args: Any, num_ranks: int) -> None:
             raise JobError(_what_happened(Path(folder), failed))
 
 
-def _rank_main(rank: int, num_ranks: int, folder: str, worker: Callable[..., None], args: tuple[Any, ...]) -> None:
+def _rank_main(
+    rank: int, num_ranks: int, folder: str, backend: str, worker: Callable[..., None], args: tuple[Any, ...]
+) -> None:
     # Ctrl-C reaches every process of the terminal; the launcher alone decides what follows, and ends the ranks.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_launcher, daemon=True).start()
+    # A rank whose own thread is held is ended from another one, as by hetsched.runtime.watchdog.
+    threading.excepthook = functools.partial(_leave_from_thread, folder, rank)
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // num_ranks))
     try:
-        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=num_ranks)
+        _prepare(backend)
+        dist.init_process_group(backend, init_method=f"file://{folder}/store", rank=rank, world_size=num_ranks)
         worker(*args)
         dist.destroy_process_group()
     except HetschedError as error:
         _leave(folder, rank, f"{type(error).__name__}: {error}")
     except Exception:
         _leave(folder, rank, traceback.format_exc())
+
+
+def _prepare(backend: str) -> None:
+    if "nccl" in backend:
+        prepare_environment()
 
 
 def _end_with_launcher() -> None:
@@ -85,7 +108,13 @@ def _leave(folder: str, rank: int, message: str) -> None:
     os._exit(1)
 
 
-def _wait_for_all(ranks: Sequence[ForkServerProcess]) -> dict[int, int]:
+def _leave_from_thread(folder: str, rank: int, args: threading.ExceptHookArgs) -> None:
+    if isinstance(args.exc_value, HetschedError):
+        _leave(folder, rank, f"{args.exc_type.__name__}: {args.exc_value}")
+    threading.__excepthook__(args)
+
+
+def _wait_for_all(ranks: Sequence[BaseProcess]) -> dict[int, int]:
     """Wait until all ranks have ended, or one has failed: the exit code of each that has by itself."""
     running = {process.sentinel: process for process in ranks}
     while running:
@@ -112,16 +141,16 @@ def _what_happened(folder: Path, failed: dict[int, int]) -> str:
     return "\n".join(f"rank {', '.join(map(str, ranks))}: {message}" for message, ranks in said.items())
 
 
-def _end(ranks: Sequence[ForkServerProcess]) -> None:
+def _end(ranks: Sequence[BaseProcess]) -> None:
     """Leave no rank behind, whatever happened here."""
-    for stop in (ForkServerProcess.terminate, ForkServerProcess.kill):
+    for stop in (BaseProcess.terminate, BaseProcess.kill):
         for process in ranks:
             if process.is_alive():
                 stop(process)
         _join(ranks)
 
 
-def _join(ranks: Sequence[ForkServerProcess]) -> None:
+def _join(ranks: Sequence[BaseProcess]) -> None:
     """Give the ranks ``GRACE_S`` together to end."""
     deadline = time.monotonic() + GRACE_S
     for process in ranks:

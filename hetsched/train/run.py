@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from hetsched.errors import PlanError
 from hetsched.plan import Plan
+from hetsched.runtime.device import backend_of, check_devices
 from hetsched.runtime.report import StepReport
 from hetsched.train.digits import ENCODER
 from hetsched.train.launch import launch
@@ -36,14 +37,16 @@ def train_plan(
         The path of metrics.jsonl: a line per step, and one per evaluation; the last line is of the final evaluation.
 
     Raises:
-        PlanError: the plan lacks a section, or does not have the one encoder that the data is for.
+        PlanError: the plan lacks a section, does not have the one encoder that the data is for, or is for GPUs that
+            are not here.
         JobError: a rank failed; the message names it.
     """
     _check_sections(plan)
+    check_devices(plan)
     out = Path("runs", plan.name) if out is None else out
     out.mkdir(parents=True, exist_ok=True)
     metrics = out / "metrics.jsonl"
-    launch(_train_rank, plan, stop_after, metrics, trace, num_ranks=plan.world_size)
+    launch(_train_rank, plan, stop_after, metrics, trace, num_ranks=plan.world_size, backend=backend_of(plan))
     return metrics
 
 

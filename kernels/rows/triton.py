@@ -41,7 +41,11 @@ def report_any(record, FAULT: tl.constexpr, bad, positions, values, length, boun
         _report(record, FAULT, first, value, length, bound)
 
 
-@triton.jit(do_not_specialize=["num_tokens", "starts", "table_rows", "vocab_start", "vocab_size"])
+@triton.jit(
+    do_not_specialize=["num_tokens", "starts", "table_rows", "vocab_start", "vocab_size"],
+    # A part of an inverse begins anywhere, and a variant for that would be loaded in the middle of some later step.
+    do_not_specialize_on_alignment=["ids"],
+)
 def _merge_kernel(
     out,
     table,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -9,6 +12,17 @@ import torch
 import torch.distributed as dist
 
 from hetsched.errors import JobError
+from hetsched.runtime.exchange import Transfer
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A message that may not have left yet, and its memory."""
+
+    work: Any
+    rows: torch.Tensor
+    transfer: Transfer
+    peer: int
 
 
 class GlooTransport:
@@ -20,33 +34,45 @@ class GlooTransport:
 
     def __init__(self, *, timeout: timedelta) -> None:
         self._timeout = timeout
-        self._sent: list[tuple[Any, torch.Tensor]] = []
+        self._sent: list[_Sent] = []
 
-    def send(self, rows: torch.Tensor, *, peer: int, tag: int) -> None:
-        """Start sending ``rows`` (contiguous) to rank ``peer``; they must not change until ``flush``."""
-        self._sent = [(work, kept) for work, kept in self._sent if not work.is_completed()]
-        self._sent.append((dist.isend(rows, peer, tag=tag), rows))
+    def step(self, *, may_load_kernels: bool) -> AbstractContextManager[None]:
+        """As in Transport."""
+        return nullcontext()
 
-    def receive(self, rows: torch.Tensor, *, peer: int, tag: int) -> GlooReceive:
-        """Start receiving into ``rows`` from rank ``peer``."""
-        return GlooReceive(dist.irecv(rows, peer, tag=tag), peer, self._timeout)
+    def send(self, transfer: Transfer, messages: Mapping[int, torch.Tensor]) -> None:
+        """Start sending contiguous rows, by destination; they must not change until ``flush``."""
+        self._sent = [sent for sent in self._sent if not sent.work.is_completed()]
+        for peer, rows in messages.items():
+            self._sent.append(_Sent(dist.isend(rows, peer, tag=transfer.channel.tag), rows, transfer, peer))
+
+    def receive(self, transfer: Transfer, buffers: Mapping[int, torch.Tensor]) -> GlooReceive:
+        """Start receiving into the buffers, by source."""
+        works = {peer: dist.irecv(rows, peer, tag=transfer.channel.tag) for peer, rows in buffers.items()}
+        return GlooReceive(works, transfer, self._timeout)
 
     def flush(self) -> None:
-        """Wait until every send has left its buffer."""
-        for work, _ in self._sent:
-            work.wait()
+        """Wait until every send has left its buffer. Raises JobError: a receiver is gone."""
+        for sent in self._sent:
+            try:
+                sent.work.wait()
+            except RuntimeError as error:
+                ends = f"rank {sent.peer} did not receive from rank {dist.get_rank()}"
+                raise JobError(f"{sent.transfer}: {ends}: {error}") from None
         self._sent.clear()
 
 
 class GlooReceive:
-    """A message on its way; ``wait`` returns when it has arrived."""
+    """Messages on their way; ``wait`` returns when they have arrived."""
 
-    def __init__(self, work: Any, peer: int, timeout: timedelta) -> None:
-        self._work, self._peer, self._timeout = work, peer, timeout
+    def __init__(self, works: Mapping[int, Any], transfer: Transfer, timeout: timedelta) -> None:
+        self._works, self._transfer, self._timeout = works, transfer, timeout
 
     def wait(self) -> None:
-        """Raises JobError: the sender is gone or late."""
-        try:
-            self._work.wait(self._timeout)
-        except RuntimeError as error:
-            raise JobError(f"nothing arrived from rank {self._peer}: {error}") from None
+        """Raises JobError: a sender is gone or late."""
+        for peer, work in self._works.items():
+            try:
+                work.wait(self._timeout)
+            except RuntimeError as error:
+                message = f"{self._transfer}: nothing arrived from rank {peer} on rank {dist.get_rank()}: {error}"
+                raise JobError(message) from None

@@ -1,0 +1,114 @@
+"""Plans for GPUs: what a host without them says, which wires a plan has, and how a message that is late is named."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from hetsched.errors import PlanError
+from hetsched.plan import parse_plan
+from hetsched.runtime.device import Seat, check_devices, what_is_wrong
+from hetsched.runtime.exchange import Channel, Transfer, Wire
+from hetsched.runtime.transport.links import Link
+from hetsched.runtime.transport.nccl import Pending, check_queues, what_is_missing
+from hetsched.runtime.work import Channels
+from hetsched.train import run
+from hetsched.train.run import train_plan
+from tests.dist.faulty import start_with
+from tests.dist.plans import make_plan, plan_text
+from tests.dist.pool import Pool
+from tests.dist.test_curves import PLACEMENTS, plan_of
+
+COLOCATED = dict(vision="first_rank = 0\nlayout.dp = 2", llm="first_rank = 0\nlayout.pp = 2", world_size=2)
+
+
+@pytest.fixture
+def one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(dist, "is_nccl_available", lambda: True)
+
+
+def test_an_unknown_transport_is_refused_with_those_that_are_known() -> None:
+    with pytest.raises(PlanError, match=r"transport = 'mpi' is not known\n  field transport\n  fix: .*'gloo', 'nccl'"):
+        parse_plan('transport = "mpi"\n' + plan_text(**COLOCATED))
+
+
+@pytest.mark.usefixtures("one_gpu")
+def test_training_on_fewer_gpus_than_ranks_is_refused_before_a_process_starts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(run, "launch", lambda *_, **__: pytest.fail("a rank was started"))
+    plan = replace(plan_of(PLACEMENTS["colocated"]), transport="nccl")
+    with pytest.raises(PlanError, match=r"2 ranks on this host and 1 CUDA devices\n.*\n  fix: .*transport = \"gloo\""):
+        train_plan(plan, out=tmp_path)
+
+
+@pytest.mark.usefixtures("one_gpu")
+def test_a_host_of_a_larger_job_needs_gpus_for_its_own_ranks_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    check_devices(make_plan(**COLOCATED | dict(world_size=2)))
+    check_devices(replace(make_plan(**COLOCATED), transport="nccl"))
+
+
+@pytest.mark.skipif(dist.is_nccl_available(), reason="this torch has NCCL")
+def test_an_engine_without_nccl_is_refused_on_every_rank(ranks: Pool) -> None:
+    plan = replace(make_plan(**COLOCATED), transport="nccl")
+    for said in ranks.run(start_with, [plan] * 2, num_ranks=2):
+        assert said.startswith('PlanError: transport = "nccl": this torch is built without NCCL\n  field transport\n')
+
+
+def test_a_plan_has_a_wire_for_each_way_between_each_pair_of_ranks_that_may_exchange_rows() -> None:
+    wires = Channels(make_plan(**COLOCATED)).wires
+    # Both ranks encode, and the first stage of the LLM is on rank 0.
+    assert wires == (
+        Wire(0, 1, 0, "vision->llm, forward"),
+        Wire(1, 0, 1, "vision->llm, backward"),
+        Wire(2, 0, 1, "llm stages 0 and 1, forward"),
+        Wire(3, 1, 0, "llm stages 0 and 1, backward"),
+    )
+
+
+def test_every_wire_of_a_larger_plan_goes_one_way_between_two_ranks_and_once() -> None:
+    plan = make_plan(
+        vision="first_rank = 0\nlayout.dp = 4", llm="first_rank = 2\nlayout = { dp = 2, pp = 2 }", world_size=6
+    )
+    wires = Channels(plan).wires
+    assert len({(wire.tag, wire.source, wire.destination) for wire in wires}) == len(wires)
+    assert all(wire.source != wire.destination for wire in wires)
+    # Four encoders and two first stages, less the two that a rank has to itself; two pipelines; both ways.
+    assert len(wires) == 2 * (4 * 2 - 2) + 2 * 2
+
+
+def test_a_step_that_stands_still_is_put_down_to_its_first_receive() -> None:
+    there, back = (Channel(tag, 1, torch.float32, f"vision->llm, {way}") for tag, way in enumerate(("there", "back")))
+    pending = [
+        Pending(None, {1: torch.empty(0)}, Transfer(there, 2), is_receive=False),
+        Pending(None, {1: torch.empty(0), 3: torch.empty(0)}, Transfer(back, 0), is_receive=True),
+        Pending(None, {1: torch.empty(0)}, Transfer(back, 1), is_receive=True),
+    ]
+    assert what_is_missing(pending, rank=0, timeout_s=5) == (
+        "vision->llm, back, microbatch 0: nothing arrived from rank 1 or 3 on rank 0 within 5 s"
+    )
+    assert what_is_missing(pending[:1], rank=0, timeout_s=5) == (
+        "vision->llm, there, microbatch 2: rank 1 did not receive from rank 0 within 5 s"
+    )
+    assert "a sum of gradients" in what_is_missing([], rank=0, timeout_s=5)
+
+
+def test_ranks_that_cannot_work_together_are_named() -> None:
+    assert what_is_wrong([Seat("GPU a", "2.28"), Seat("GPU b", "2.28")]) is None
+    assert "ranks 0 and 2 are both on GPU a" in str(what_is_wrong([Seat("GPU a"), Seat("GPU b"), Seat("GPU a")]))
+    assert what_is_wrong([Seat("GPU a"), Seat(problem="no GPU is left")]) == "rank 1: no GPU is left"
+    differing = [Seat("GPU a", "2.28"), Seat("GPU b", "2.29")]
+    assert "rank 1 has NCCL 2.29, rank 0 has 2.28" in str(what_is_wrong(differing))
+
+
+def test_more_streams_than_queues_are_refused_with_the_rank_that_has_them() -> None:
+    links = [Link((Wire(tag, tag + 1, 0, ""),)) for tag in range(3)]
+    assert check_queues(links, num_queues=32) is None
+    assert check_queues([], num_queues=8) is None
+    assert str(check_queues(links, num_queues=8)).startswith("rank 0 has 3 links and 6 other streams, but")
