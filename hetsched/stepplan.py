@@ -5,8 +5,10 @@ Pure integers: every rank computes the same step plan without communication.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from hetsched.batch import Item, Sample
 from hetsched.errors import DataError
@@ -45,6 +47,16 @@ class StepPlan:
     program: Program
     recomputed: Mapping[str, frozenset[int]] = field(default_factory=dict)
     signals: Signals = field(default_factory=Signals)
+
+    @cached_property
+    def digest(self) -> int:
+        """Below 2**63; equal on two ranks that will do the same."""
+        sha = hashlib.sha256(repr((self.divisor, self.shares, self.recomputed, self.signals)).encode())
+        for lane in self.program.lanes:
+            sha.update(" ".join(map(str, lane)).encode())
+        for crossing in self.crossings.values():
+            sha.update(crossing.forward.tobytes() + crossing.backward.tobytes())
+        return int.from_bytes(sha.digest()[:8], "little") >> 1
 
 
 def plan_step(plan: Plan, samples: Sequence[Sample], *, is_training: bool = True) -> StepPlan:

@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trace", type=Path, metavar="FILE", help="file for the last step as it ran, for `hetsched show`"
     )
+    parser.add_argument("--debug", action="store_true", help="announce every message and compare; slow")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -32,5 +33,5 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--trace {args.trace}: there is no folder {args.trace.parent}")
     from hetsched.train.run import train_plan
 
-    print(train_plan(plan, stop_after=args.steps, out=args.out, trace=args.trace))
+    print(train_plan(plan, stop_after=args.steps, out=args.out, trace=args.trace, is_debug=args.debug))
     return 0

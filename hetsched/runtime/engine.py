@@ -27,6 +27,7 @@ from hetsched.runtime.recorder import Recorder
 from hetsched.runtime.report import EvaluationReport, StepReport, gather_figures, gather_objects, name_ranks
 from hetsched.runtime.shapes import SeenShapes
 from hetsched.runtime.trace import RankTrace, measured_timeline
+from hetsched.runtime.transport.checked import CheckedTransport
 from hetsched.runtime.transport.gloo import GlooTransport
 from hetsched.runtime.transport.links import make_links
 from hetsched.runtime.transport.nccl import NcclTransport
@@ -52,6 +53,7 @@ class Engine:
             is in hetsched.runtime.stage.StageMeta. Parameters that differ between replicas are the caller's fault:
             build them from seeds, or load them.
         timeout_s: seconds that a message may take before the job is given up.
+        is_debug: announce every message (edge, microbatch, direction, shape, digest of the step) and compare; slow.
 
     Raises:
         PlanError: the job has another number of ranks than the plan, a builder is missing, or this host lacks the
@@ -59,7 +61,9 @@ class Engine:
         JobError: another rank has another plan, or cannot use its device; the message names it.
     """
 
-    def __init__(self, plan: Plan, builders: Mapping[str, Builder], *, timeout_s: float = 60.0) -> None:
+    def __init__(
+        self, plan: Plan, builders: Mapping[str, Builder], *, timeout_s: float = 60.0, is_debug: bool = False
+    ) -> None:
         _check_launch(plan, builders)
         self.plan, self.rank, self.device = plan, dist.get_rank(), use_device(plan, dist.get_rank())
         self._meshes = make_meshes(plan.grids, device_type=self.device.type)
@@ -74,8 +78,10 @@ class Engine:
         self._channels, self._seen = Channels(plan), SeenShapes()
         _, self._lanes = make_topology(plan)
         self._lane = next(i for i, ranks in enumerate(self._lanes) if self.rank in ranks)
-        transport = self._make_transport(timedelta(seconds=timeout_s))
-        self._exchange = Exchange(self.rank, transport, device=self.device)
+        timeout = timedelta(seconds=timeout_s)
+        transport = self._make_transport(timeout)
+        self._checked = CheckedTransport(transport, timeout=timeout) if is_debug else None
+        self._exchange = Exchange(self.rank, self._checked or transport, device=self.device)
         self.recorder = Recorder()
         self._executor = Executor(
             self.stages,
@@ -203,6 +209,8 @@ class Engine:
     def _run(self, work: RankStep, step: StepPlan, *, is_training: bool) -> StepResult:
         self._last_program = step.program
         may_load_kernels = self._seen.add(step, is_training=is_training)
+        if self._checked is not None:
+            self._checked.step_digest = step.digest
         self.recorder.begin_step()
         with self._exchange.step(may_load_kernels=may_load_kernels):
             return self._executor.run(step.program.lanes[self._lane], work, is_training=is_training)

@@ -26,12 +26,14 @@ class Channel:
         hidden: width of the rows.
         dtype: of the rows on the wire.
         name: edge and direction, for messages to people.
+        is_signal: its messages are all alike, and are only counted.
     """
 
     tag: int
     hidden: int
     dtype: torch.dtype
     name: str
+    is_signal: bool = False
 
 
 @dataclass(frozen=True, slots=True)

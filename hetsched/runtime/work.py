@@ -58,7 +58,7 @@ class Channels:
 
     def _add_signals(self, plan: Plan, encoder: str) -> Channel:
         tag = len(self._channels) + [b.producer for b in plan.boundaries].index(encoder)
-        channel = Channel(tag, 1, torch.uint8, f"{encoder}, signals that a microbatch is given up")
+        channel = Channel(tag, 1, torch.uint8, f"{encoder}, signals that a microbatch is given up", is_signal=True)
         if plan.schedule.in_flight is not None:
             pairs = permutations(plan.grids[encoder].ranks, 2)
             self._wires.extend(Wire(tag, source, destination, channel.name) for source, destination in pairs)

@@ -23,7 +23,12 @@ from hetsched.train.trainer import Evaluation, Trainer
 
 
 def train_plan(
-    plan: Plan, *, stop_after: int | None = None, out: Path | None = None, trace: Path | None = None
+    plan: Plan,
+    *,
+    stop_after: int | None = None,
+    out: Path | None = None,
+    trace: Path | None = None,
+    is_debug: bool = False,
 ) -> Path:
     """Train as the plan says, on as many processes as it has ranks.
 
@@ -32,6 +37,7 @@ def train_plan(
         stop_after: end after so many steps of the plan's; the learning rate's schedule stays the plan's.
         out: folder of metrics.jsonl; ``runs/<name>`` by default.
         trace: file for the measured timeline of the last step, as `hetsched show` reads it.
+        is_debug: as in Engine.
 
     Returns:
         The path of metrics.jsonl: a line per step, and one per evaluation; the last line is of the final evaluation.
@@ -46,7 +52,8 @@ def train_plan(
     out = Path("runs", plan.name) if out is None else out
     out.mkdir(parents=True, exist_ok=True)
     metrics = out / "metrics.jsonl"
-    launch(_train_rank, plan, stop_after, metrics, trace, num_ranks=plan.world_size, backend=backend_of(plan))
+    todo = (plan, stop_after, metrics, trace, is_debug)
+    launch(_train_rank, *todo, num_ranks=plan.world_size, backend=backend_of(plan))
     return metrics
 
 
@@ -61,9 +68,9 @@ def _check_sections(plan: Plan) -> None:
         raise PlanError(problem, field="modules", fix=f"have one encoder, named {ENCODER}", source=plan.source)
 
 
-def _train_rank(plan: Plan, stop_after: int | None, metrics: Path, trace: Path | None = None) -> None:
+def _train_rank(plan: Plan, stop_after: int | None, metrics: Path, trace: Path | None, is_debug: bool) -> None:
     assert plan.training is not None
-    trainer = Trainer(plan)
+    trainer = Trainer(plan, is_debug=is_debug)
     num_steps = plan.training.steps if stop_after is None else min(stop_after, plan.training.steps)
     every = plan.training.evaluate_every or num_steps
     with metrics.open("w", encoding="utf-8") if dist.get_rank() == 0 else nullcontext() as file:

@@ -42,12 +42,13 @@ class Trainer:
 
     Args:
         plan: with model, data and training.
+        is_debug: as in Engine.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, *, is_debug: bool = False) -> None:
         assert plan.training is not None
         assert plan.data is not None
-        self.engine = Engine(plan, builders(plan))
+        self.engine = Engine(plan, builders(plan), is_debug=is_debug)
         self._plan, self._training, self._data = plan, plan.training, plan.data
         self._optimizer = make_optimizer(self.engine.parameters(), self._training)
         self._train, self._train_checked = self._source("train")
