@@ -72,7 +72,7 @@ def test_pairs_that_share_some_ranks(ranks: Pool) -> None:
 def test_wrong_routes_are_noticed(ranks: Pool, is_forward: bool) -> None:
     """All ranks have the same wrong route; those that name rows that are nowhere cannot be carried out."""
     wrong: list[tuple[Mutant, Truth, Crossing]] = []
-    for pair, mutant in itertools.product(overlapping(120), ROUTE_MUTANTS):
+    for pair, mutant in itertools.product(overlapping(160), ROUTE_MUTANTS):
         truth, crossing = Truth(pair), mutated(pair, pair.cross(), mutant, is_forward=is_forward)
         if crossing is not None and is_route(truth, crossing):
             wrong.append((mutant, truth, crossing))
