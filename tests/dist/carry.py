@@ -12,12 +12,12 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from hetsched.layout.routes import segments_of
-from hetsched.runtime.exchange import Arriving, Channel, Exchange
+from hetsched.runtime.exchange import Arriving, Channel, Exchange, Transfer
 from hetsched.runtime.transport.gloo import GlooTransport
 from tests.dist.mutants import apply_mutant
 
 IntArray = NDArray[np.int64]
-FORWARD, BACKWARD = Channel(0, 2, torch.int64), Channel(1, 1, torch.int64)
+FORWARD, BACKWARD = Channel(0, 2, torch.int64, "forward"), Channel(1, 1, torch.int64, "backward")
 AT_ONCE = 64
 
 
@@ -54,7 +54,7 @@ def _carry(loads: Sequence[Load]) -> list[Delivery]:
     exchange = Exchange(rank, GlooTransport(timeout=timedelta(seconds=60)), device=torch.device("cpu"))
     deliveries = []
     for first in range(0, len(loads), AT_ONCE):
-        posted = [_post(exchange, rank, load) for load in loads[first : first + AT_ONCE]]
+        posted = [_post(exchange, rank, first + i, load) for i, load in enumerate(loads[first : first + AT_ONCE])]
         for (forward, forward_bytes), (backward, backward_bytes) in posted:
             rows, gradients = (None if way is None else way.wait().numpy() for way in (forward, backward))
             deliveries.append(Delivery(rows, gradients, (forward_bytes, backward_bytes)))
@@ -62,7 +62,7 @@ def _carry(loads: Sequence[Load]) -> list[Delivery]:
     return deliveries
 
 
-def _post(exchange: Exchange, rank: int, load: Load) -> list[tuple[Arriving | None, int]]:
+def _post(exchange: Exchange, rank: int, number: int, load: Load) -> list[tuple[Arriving | None, int]]:
     """Start what a rank has to send and to receive, in either direction."""
     posted = []
     for channel, route, here, there in (
@@ -71,7 +71,7 @@ def _post(exchange: Exchange, rank: int, load: Load) -> list[tuple[Arriving | No
     ):
         mine, before = segments_of(route, rank=rank), exchange.sent_bytes
         if rank in here:
-            exchange.send(channel, mine, torch.from_numpy(here[rank]))
-        arriving = exchange.receive(channel, mine, len(there[rank])) if rank in there else None
+            exchange.send(Transfer(channel, number), mine, torch.from_numpy(here[rank]))
+        arriving = exchange.receive(Transfer(channel, number), mine, len(there[rank])) if rank in there else None
         posted.append((arriving, exchange.sent_bytes - before))
     return posted
