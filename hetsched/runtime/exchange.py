@@ -33,6 +33,10 @@ class Channel:
     dtype: torch.dtype
     name: str
 
+    @property
+    def row_bytes(self) -> int:
+        return self.hidden * self.dtype.itemsize
+
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
@@ -45,20 +49,55 @@ class Transfer:
         return f"{self.channel.name}, microbatch {self.microbatch}"
 
 
+@dataclass(frozen=True, slots=True)
+class Message:
+    """Runs of rows that travel one after the other.
+
+    Args:
+        rows: contiguous ``[n, hidden]``; runs of it may be sent from where they lie.
+        runs: first row and number of rows of each.
+    """
+
+    rows: torch.Tensor
+    runs: tuple[tuple[int, int], ...]
+
+    @property
+    def num_rows(self) -> int:
+        return sum(count for _, count in self.runs)
+
+    def packed(self) -> torch.Tensor:
+        """Contiguous ``[num_rows, hidden]``; a view of ``rows`` if it is one run."""
+        parts = [self.rows[first : first + count] for first, count in self.runs]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
 class Receive(Protocol):
     """Messages on their way."""
 
     def wait(self) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class StepSetup:
+    """What a transport is told of a step before it begins.
+
+    Args:
+        may_load_kernels: then nothing may wait on a device for a peer.
+        largest_bytes: of the messages of each channel, by tag.
+    """
+
+    may_load_kernels: bool
+    largest_bytes: Mapping[int, int]
+
+
 class Transport(Protocol):
     """What an exchange needs: messages of one channel and pair of ranks arrive in the order they were sent."""
 
-    def step(self, *, may_load_kernels: bool) -> AbstractContextManager[None]:
-        """What a step runs in. If it may load kernels, nothing may wait on a device for a peer; equal on all ranks."""
+    def step(self, setup: StepSetup) -> AbstractContextManager[None]:
+        """What a step runs in; every rank enters it with an equal setup."""
 
-    def send(self, transfer: Transfer, messages: Mapping[int, torch.Tensor]) -> None:
-        """Start sending contiguous rows, by destination; they must not change until ``flush``."""
+    def send(self, transfer: Transfer, messages: Mapping[int, Message]) -> None:
+        """Start sending, by destination; rows must not change until ``flush``."""
 
     def receive(self, transfer: Transfer, buffers: Mapping[int, torch.Tensor]) -> Receive:
         """Start receiving into the buffers, by source."""
@@ -98,24 +137,24 @@ class Exchange:
         self._signaled: dict[tuple[int, int], int] = defaultdict(int)
         self.sent_bytes = 0
 
-    def step(self, *, may_load_kernels: bool) -> AbstractContextManager[None]:
+    def step(self, setup: StepSetup) -> AbstractContextManager[None]:
         """What a step runs in; see Transport."""
         self.sent_bytes = 0
-        return self._transport.step(may_load_kernels=may_load_kernels)
+        return self._transport.step(setup)
 
     def send(self, transfer: Transfer, route: Sequence[Segment], rows: torch.Tensor) -> None:
         """Start sending what ``route`` takes from ``rows`` (``[n, hidden]``) on this rank; keep what stays here."""
-        rows = rows.detach().to(transfer.channel.dtype)
-        by_peer: dict[int, list[torch.Tensor]] = defaultdict(list)
+        rows = rows.detach().to(transfer.channel.dtype).contiguous()
+        by_peer: dict[int, list[tuple[int, int]]] = defaultdict(list)
         for s in route:
             if s.src_rank == self._rank:
-                by_peer[s.dst_rank].append(rows[s.src_row : s.src_row + s.num_rows])
+                by_peer[s.dst_rank].append((s.src_row, s.num_rows))
         if by_peer.pop(self._rank, None):
             self._kept[transfer.channel.tag].append(rows)
-        messages = {
-            peer: (parts[0] if len(parts) == 1 else torch.cat(parts)).contiguous() for peer, parts in by_peer.items()
-        }
-        self.sent_bytes += sum(message.nbytes for message in messages.values())
+        self._send(transfer, {peer: Message(rows, tuple(runs)) for peer, runs in by_peer.items()})
+
+    def _send(self, transfer: Transfer, messages: Mapping[int, Message]) -> None:
+        self.sent_bytes += sum(message.num_rows for message in messages.values()) * transfer.channel.row_bytes
         if messages:
             self._transport.send(transfer, messages)
 
@@ -137,10 +176,7 @@ class Exchange:
 
     def signal(self, transfer: Transfer, peers: Collection[int]) -> None:
         """Tell each of the ranks ``peers`` that something is done."""
-        tokens = {peer: self._token(transfer.channel) for peer in peers}
-        self.sent_bytes += sum(token.nbytes for token in tokens.values())
-        if tokens:
-            self._transport.send(transfer, tokens)
+        self._send(transfer, {peer: Message(self._token(transfer.channel), ((0, 1),)) for peer in peers})
 
     def await_signals(self, transfer: Transfer, counts: Mapping[int, int]) -> None:
         """Wait until each rank in ``counts`` has signaled so often since the step began."""
