@@ -1,4 +1,4 @@
-"""The peer transport between two GPUs: every row of many messages through few slots, and what breaks without its rules."""
+"""The peer transport between two GPUs: every row of many messages in few slots, and what breaks without its rules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Over NCCL and between peers, every placement gives the gradients of one process on a CPU, to 1e-10 in float64; a dead peer is named."""
+"""On GPUs, every placement gives the gradients of one process on a CPU, to 1e-10 in float64; a dead peer is named."""
 
 from __future__ import annotations
 
