@@ -313,7 +313,9 @@ def work(args: argparse.Namespace) -> None:
     """One rank."""
     rank = dist.get_rank()
     torch.cuda.set_device(rank)
+    # The sleep's kernel is loaded, and all ranks connected, before anything waits for a peer.
     torch.cuda._sleep(1)  # type: ignore[no-untyped-call]
+    dist.all_reduce(torch.zeros(1, device="cuda"))
     about = {"gpu": torch.cuda.get_device_name(), "num_gpus": args.gpus, "torch": torch.__version__}
     show(about | {"commit": args.commit, "hidden": args.hidden, "item_rows": args.item_rows})
     for name in args.layouts:
