@@ -126,6 +126,7 @@ class Ways:
     def __init__(self, case: Case, *, hidden: int, transports: Sequence[str]) -> None:
         self.case, self.rank, self.num_ranks = case, dist.get_rank(), dist.get_world_size()
         self.device = torch.device("cuda", self.rank)
+        self.together = torch.zeros(1, device=self.device)
         generator = torch.Generator(self.device).manual_seed(1)
         every = torch.randn(case.num_rows, hidden, dtype=torch.bfloat16, device=self.device, generator=generator)
         self.rows = every[case.rows_of(case.producers, self.rank).to(self.device)]
@@ -242,8 +243,9 @@ class Ways:
         self.end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         torch.cuda.synchronize()
         dist.all_reduce(torch.zeros(1))
-        # The device idles while the host enqueues, so that no launch is timed.
+        # The devices idle while the hosts enqueue, so that no launch is timed, and then start at once.
         torch.cuda._sleep(4_000_000)  # type: ignore[no-untyped-call]
+        dist.all_reduce(self.together)
         start.record()
         way()
         torch.cuda.synchronize()

@@ -171,8 +171,9 @@ class Exchange:
             for peer, count in counts.items()
         }
         receive = self._transport.receive(transfer, buffers) if buffers else None
-        out = torch.zeros(num_rows, channel.hidden, dtype=channel.dtype, device=self.device)
-        return Arriving(mine, buffers, receive, kept=kept, out=out, rank=self._rank)
+        if kept is None:
+            kept = torch.empty(0, channel.hidden, dtype=channel.dtype, device=self.device)
+        return Arriving(mine, {self._rank: kept, **buffers}, receive, num_rows=num_rows, rank=self._rank)
 
     def signal(self, transfer: Transfer, peers: Collection[int]) -> None:
         """Tell each of the ranks ``peers`` that something is done."""
@@ -199,33 +200,50 @@ class Exchange:
 
 
 class Arriving:
-    """Rows on their way to this rank."""
+    """Rows on their way to this rank.
+
+    Args:
+        segments: those that end here, in the order in which their rows are summed.
+        sources: by rank what its segments are taken from: of others their messages, of this rank its own rows.
+        receive: of the messages.
+        num_rows: that arrive.
+        rank: this one.
+    """
 
     def __init__(
         self,
         segments: Sequence[Segment],
-        buffers: Mapping[int, torch.Tensor],
+        sources: Mapping[int, torch.Tensor],
         receive: Receive | None,
         *,
-        kept: torch.Tensor | None,
-        out: torch.Tensor,
+        num_rows: int,
         rank: int,
     ) -> None:
-        self._segments, self._buffers, self._receive = segments, buffers, receive
-        self._kept, self._out, self._rank = kept, out, rank
+        self._segments, self._sources, self._receive = segments, sources, receive
+        self._num_rows, self._rank = num_rows, rank
 
     def wait(self) -> torch.Tensor:
         """``[num_rows, hidden]``: each row the sum, in the route's order, of what arrives for it."""
         if self._receive is not None:
             self._receive.wait()
+        parts = self._parts()
+        ordered = sorted(parts, key=lambda part: part[0])
+        ends = [0, *(start + len(rows) for start, rows in ordered)]
+        # Where every row comes once, as always in a forward, there is nothing to add up.
+        if [start for start, _ in ordered] == ends[:-1] and ends[-1] == self._num_rows and parts:
+            is_alone = len(parts) == 1 and self._segments[0].src_rank != self._rank
+            return parts[0][1] if is_alone else torch.cat([rows for _, rows in ordered])
+        out = self._sources[self._rank].new_zeros(self._num_rows, self._sources[self._rank].shape[1])
+        for start, rows in parts:
+            out[start : start + len(rows)] += rows
+        return out
+
+    def _parts(self) -> list[tuple[int, torch.Tensor]]:
+        """First row and rows of each segment; a message holds its segments one after the other."""
         taken: dict[int, int] = defaultdict(int)
+        parts = []
         for s in self._segments:
-            if s.src_rank == self._rank:
-                assert self._kept is not None
-                rows = self._kept[s.src_row : s.src_row + s.num_rows]
-            else:
-                first = taken[s.src_rank]
-                rows = self._buffers[s.src_rank][first : first + s.num_rows]
-                taken[s.src_rank] += s.num_rows
-            self._out[s.dst_row : s.dst_row + s.num_rows] += rows
-        return self._out
+            first = s.src_row if s.src_rank == self._rank else taken[s.src_rank]
+            taken[s.src_rank] += s.num_rows
+            parts.append((s.dst_row, self._sources[s.src_rank][first : first + s.num_rows]))
+        return parts
