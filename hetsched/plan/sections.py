@@ -145,7 +145,7 @@ class Plan:
         capacity: tokens that the packed sequence of one microbatch and replica holds at most; no limit if left out.
         schedule, dtype, seed: see their types.
         transport: what carries rows between ranks, and with it the devices: ``gloo`` for CPUs, ``nccl`` for a GPU
-            a rank.
+            a rank, ``peer`` for that on one host, without NCCL's kernels.
         model: sizes of the reference model; left out by trainers that bring builders of their own.
         data, training: of ``hetsched train``; left out by trainers with a loop of their own.
         source: the file it came from, for messages; not part of the digest.
@@ -159,7 +159,7 @@ class Plan:
     schedule: SchedulePlan = field(default_factory=SchedulePlan)
     dtype: DType = "float32"
     seed: int = 0
-    transport: Literal["gloo", "nccl"] = "gloo"
+    transport: Literal["gloo", "nccl", "peer"] = "gloo"
     capacity: int | None = None
     model: dict[str, VisionConfig | LLMConfig] | None = None
     data: DataPlan | None = None

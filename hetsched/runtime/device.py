@@ -12,10 +12,12 @@ import torch.distributed as dist
 
 from hetsched.errors import JobError, PlanError
 from hetsched.graph import make_topology
+from hetsched.kernels.put import library
 from hetsched.plan import Plan
 from hetsched.runtime.report import gather_objects, name_ranks
 from hetsched.runtime.transport.links import make_links
-from hetsched.runtime.transport.nccl import BACKEND, check_queues
+from hetsched.runtime.transport.nccl import BACKEND
+from hetsched.runtime.transport.streamed import check_queues
 from hetsched.runtime.work import Channels
 
 _CUDA_QUEUES = "8"
@@ -24,7 +26,7 @@ _CUDA_QUEUES = "8"
 
 def backend_of(plan: Plan) -> str:
     """What a plan's job gives to ``init_process_group``."""
-    return BACKEND if plan.transport == "nccl" else "gloo"
+    return "gloo" if plan.transport == "gloo" else BACKEND
 
 
 def check_devices(plan: Plan) -> None:
@@ -33,7 +35,7 @@ def check_devices(plan: Plan) -> None:
     Raises:
         PlanError: fewer GPUs than ranks on this host, no NCCL, or a process group without it.
     """
-    if plan.transport != "nccl":
+    if plan.transport == "gloo":
         return
     ranks_here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", plan.world_size)), torch.cuda.device_count()
     if not dist.is_nccl_available():
@@ -42,10 +44,14 @@ def check_devices(plan: Plan) -> None:
         problem, fix = f"{ranks_here} ranks on this host and {gpus} CUDA devices", "use more GPUs or hosts"
     elif dist.is_initialized() and "nccl" not in dist.get_backend_config():
         problem, fix = "torch.distributed was initialized without NCCL", f"give init_process_group {BACKEND!r}"
+    elif plan.transport == "peer" and ranks_here < plan.world_size:
+        problem, fix = "its ranks must share one host", 'write transport = "nccl"'
+    elif plan.transport == "peer" and (reason := library.missing()) is not None:
+        problem, fix = reason, 'build hetsched where nvcc is, or write transport = "nccl"'
     else:
         return
     raise PlanError(
-        f'transport = "nccl": {problem}',
+        f'transport = "{plan.transport}": {problem}',
         field="transport",
         fix=f'{fix}, or write transport = "gloo"',
         source=plan.source,
@@ -74,7 +80,7 @@ def check_ranks(plan: Plan) -> None:
         PlanError: as by ``check_devices``, on the ranks that it is about.
         JobError: other ranks cannot start, two have one GPU, or they differ in NCCL.
     """
-    if plan.transport != "nccl":
+    if plan.transport == "gloo":
         return
     try:
         check_devices(plan)
@@ -112,7 +118,7 @@ def _seat(plan: Plan) -> Seat:
 
 def use_device(plan: Plan, rank: int) -> torch.device:
     """This rank's device, made the current one where it is a GPU."""
-    if plan.transport != "nccl":
+    if plan.transport == "gloo":
         return torch.device("cpu")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", rank % torch.cuda.device_count())))
     torch.cuda.set_device(device)

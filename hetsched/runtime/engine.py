@@ -20,17 +20,20 @@ from hetsched.ops import take_fault
 from hetsched.parallel.data import sum_gradients
 from hetsched.plan import Plan
 from hetsched.runtime.device import check_ranks, peak_memory_bytes, use_device
-from hetsched.runtime.exchange import Exchange, Transport
+from hetsched.runtime.exchange import Exchange, StepSetup, Transport
 from hetsched.runtime.executor import Executor, StepResult
 from hetsched.runtime.mesh import ModuleMesh, make_groups, make_meshes
 from hetsched.runtime.recorder import Recorder
 from hetsched.runtime.report import EvaluationReport, StepReport, gather_figures, gather_objects, name_ranks
 from hetsched.runtime.shapes import SeenShapes
+from hetsched.runtime.sizes import largest_messages
 from hetsched.runtime.trace import RankTrace, measured_timeline
 from hetsched.runtime.transport.checked import CheckedTransport
 from hetsched.runtime.transport.gloo import GlooTransport
 from hetsched.runtime.transport.links import make_links
-from hetsched.runtime.transport.nccl import NcclTransport
+from hetsched.runtime.transport.nccl import NcclCarrier
+from hetsched.runtime.transport.peer import PeerCarrier
+from hetsched.runtime.transport.streamed import StreamedTransport
 from hetsched.runtime.work import Channels, RankStep
 from hetsched.schedule.action import Kind
 from hetsched.schedule.program import Program
@@ -177,7 +180,9 @@ class Engine:
             if group is not None:
                 dist.all_reduce(torch.zeros(1, device=self.device), group=group)
         links = make_links(self._channels.wires, self._lanes)
-        return NcclTransport(links, device=self.device, timeout=timeout)
+        nccl = self.plan.transport == "nccl"
+        carrier = NcclCarrier(links, timeout=timeout) if nccl else PeerCarrier(links, device=self.device)
+        return StreamedTransport(carrier, links, device=self.device, timeout=timeout)
 
     def _build(self, name: str, stage: int, builder: Builder) -> nn.Module:
         layout, dtype = self.plan.modules[name].layout, getattr(torch, self.plan.dtype)
@@ -208,11 +213,12 @@ class Engine:
 
     def _run(self, work: RankStep, step: StepPlan, *, is_training: bool) -> StepResult:
         self._last_program = step.program
-        may_load_kernels = self._seen.add(step, is_training=is_training)
+        largest = {} if self.plan.transport == "gloo" else largest_messages(self.plan, step, self._channels)
+        setup = StepSetup(self._seen.add(step, is_training=is_training), largest)
         if self._checked is not None:
             self._checked.step_digest = step.digest
         self.recorder.begin_step()
-        with self._exchange.step(may_load_kernels=may_load_kernels):
+        with self._exchange.step(setup):
             return self._executor.run(step.program.lanes[self._lane], work, is_training=is_training)
 
     def _report(self, batch: Batch, step: StepPlan, result: StepResult) -> StepReport:

@@ -35,6 +35,10 @@ class Channel:
     name: str
     is_signal: bool = False
 
+    @property
+    def row_bytes(self) -> int:
+        return self.hidden * self.dtype.itemsize
+
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
@@ -47,20 +51,55 @@ class Transfer:
         return f"{self.channel.name}, microbatch {self.microbatch}"
 
 
+@dataclass(frozen=True, slots=True)
+class Message:
+    """Runs of rows that travel one after the other.
+
+    Args:
+        rows: contiguous ``[n, hidden]``; runs of it may be sent from where they lie.
+        runs: first row and number of rows of each.
+    """
+
+    rows: torch.Tensor
+    runs: tuple[tuple[int, int], ...]
+
+    @property
+    def num_rows(self) -> int:
+        return sum(count for _, count in self.runs)
+
+    def packed(self) -> torch.Tensor:
+        """Contiguous ``[num_rows, hidden]``; a view of ``rows`` if it is one run."""
+        parts = [self.rows[first : first + count] for first, count in self.runs]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
 class Receive(Protocol):
     """Messages on their way."""
 
     def wait(self) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class StepSetup:
+    """What a transport is told of a step before it begins.
+
+    Args:
+        may_load_kernels: then nothing may wait on a device for a peer.
+        largest_bytes: of the messages of each channel, by tag; not counted for gloo, which needs no slots.
+    """
+
+    may_load_kernels: bool
+    largest_bytes: Mapping[int, int]
+
+
 class Transport(Protocol):
     """What an exchange needs: messages of one channel and pair of ranks arrive in the order they were sent."""
 
-    def step(self, *, may_load_kernels: bool) -> AbstractContextManager[None]:
-        """What a step runs in. If it may load kernels, nothing may wait on a device for a peer; equal on all ranks."""
+    def step(self, setup: StepSetup) -> AbstractContextManager[None]:
+        """What a step runs in; every rank enters it with an equal setup."""
 
-    def send(self, transfer: Transfer, messages: Mapping[int, torch.Tensor]) -> None:
-        """Start sending contiguous rows, by destination; they must not change until ``flush``."""
+    def send(self, transfer: Transfer, messages: Mapping[int, Message]) -> None:
+        """Start sending, by destination; rows must not change until ``flush``."""
 
     def receive(self, transfer: Transfer, buffers: Mapping[int, torch.Tensor]) -> Receive:
         """Start receiving into the buffers, by source."""
@@ -100,24 +139,24 @@ class Exchange:
         self._signaled: dict[tuple[int, int], int] = defaultdict(int)
         self.sent_bytes = 0
 
-    def step(self, *, may_load_kernels: bool) -> AbstractContextManager[None]:
+    def step(self, setup: StepSetup) -> AbstractContextManager[None]:
         """What a step runs in; see Transport."""
         self.sent_bytes = 0
-        return self._transport.step(may_load_kernels=may_load_kernels)
+        return self._transport.step(setup)
 
     def send(self, transfer: Transfer, route: Sequence[Segment], rows: torch.Tensor) -> None:
         """Start sending what ``route`` takes from ``rows`` (``[n, hidden]``) on this rank; keep what stays here."""
-        rows = rows.detach().to(transfer.channel.dtype)
-        by_peer: dict[int, list[torch.Tensor]] = defaultdict(list)
+        rows = rows.detach().to(transfer.channel.dtype).contiguous()
+        by_peer: dict[int, list[tuple[int, int]]] = defaultdict(list)
         for s in route:
             if s.src_rank == self._rank:
-                by_peer[s.dst_rank].append(rows[s.src_row : s.src_row + s.num_rows])
+                by_peer[s.dst_rank].append((s.src_row, s.num_rows))
         if by_peer.pop(self._rank, None):
             self._kept[transfer.channel.tag].append(rows)
-        messages = {
-            peer: (parts[0] if len(parts) == 1 else torch.cat(parts)).contiguous() for peer, parts in by_peer.items()
-        }
-        self.sent_bytes += sum(message.nbytes for message in messages.values())
+        self._send(transfer, {peer: Message(rows, tuple(runs)) for peer, runs in by_peer.items()})
+
+    def _send(self, transfer: Transfer, messages: Mapping[int, Message]) -> None:
+        self.sent_bytes += sum(message.num_rows for message in messages.values()) * transfer.channel.row_bytes
         if messages:
             self._transport.send(transfer, messages)
 
@@ -134,15 +173,13 @@ class Exchange:
             for peer, count in counts.items()
         }
         receive = self._transport.receive(transfer, buffers) if buffers else None
-        out = torch.zeros(num_rows, channel.hidden, dtype=channel.dtype, device=self.device)
-        return Arriving(mine, buffers, receive, kept=kept, out=out, rank=self._rank)
+        if kept is None:
+            kept = torch.empty(0, channel.hidden, dtype=channel.dtype, device=self.device)
+        return Arriving(mine, {self._rank: kept, **buffers}, receive, num_rows=num_rows, rank=self._rank)
 
     def signal(self, transfer: Transfer, peers: Collection[int]) -> None:
         """Tell each of the ranks ``peers`` that something is done."""
-        tokens = {peer: self._token(transfer.channel) for peer in peers}
-        self.sent_bytes += sum(token.nbytes for token in tokens.values())
-        if tokens:
-            self._transport.send(transfer, tokens)
+        self._send(transfer, {peer: Message(self._token(transfer.channel), ((0, 1),)) for peer in peers})
 
     def await_signals(self, transfer: Transfer, counts: Mapping[int, int]) -> None:
         """Wait until each rank in ``counts`` has signaled so often since the step began."""
@@ -165,33 +202,50 @@ class Exchange:
 
 
 class Arriving:
-    """Rows on their way to this rank."""
+    """Rows on their way to this rank.
+
+    Args:
+        segments: those that end here, in the order in which their rows are summed.
+        sources: by rank what its segments are taken from: of others their messages, of this rank its own rows.
+        receive: of the messages.
+        num_rows: that arrive.
+        rank: this one.
+    """
 
     def __init__(
         self,
         segments: Sequence[Segment],
-        buffers: Mapping[int, torch.Tensor],
+        sources: Mapping[int, torch.Tensor],
         receive: Receive | None,
         *,
-        kept: torch.Tensor | None,
-        out: torch.Tensor,
+        num_rows: int,
         rank: int,
     ) -> None:
-        self._segments, self._buffers, self._receive = segments, buffers, receive
-        self._kept, self._out, self._rank = kept, out, rank
+        self._segments, self._sources, self._receive = segments, sources, receive
+        self._num_rows, self._rank = num_rows, rank
 
     def wait(self) -> torch.Tensor:
         """``[num_rows, hidden]``: each row the sum, in the route's order, of what arrives for it."""
         if self._receive is not None:
             self._receive.wait()
+        parts = self._parts()
+        ordered = sorted(parts, key=lambda part: part[0])
+        ends = [0, *(start + len(rows) for start, rows in ordered)]
+        # Where every row comes once, as always in a forward, there is nothing to add up.
+        if [start for start, _ in ordered] == ends[:-1] and ends[-1] == self._num_rows and parts:
+            is_alone = len(parts) == 1 and self._segments[0].src_rank != self._rank
+            return parts[0][1] if is_alone else torch.cat([rows for _, rows in ordered])
+        out = self._sources[self._rank].new_zeros(self._num_rows, self._sources[self._rank].shape[1])
+        for start, rows in parts:
+            out[start : start + len(rows)] += rows
+        return out
+
+    def _parts(self) -> list[tuple[int, torch.Tensor]]:
+        """First row and rows of each segment; a message holds its segments one after the other."""
         taken: dict[int, int] = defaultdict(int)
+        parts = []
         for s in self._segments:
-            if s.src_rank == self._rank:
-                assert self._kept is not None
-                rows = self._kept[s.src_row : s.src_row + s.num_rows]
-            else:
-                first = taken[s.src_rank]
-                rows = self._buffers[s.src_rank][first : first + s.num_rows]
-                taken[s.src_rank] += s.num_rows
-            self._out[s.dst_row : s.dst_row + s.num_rows] += rows
-        return self._out
+            first = s.src_row if s.src_rank == self._rank else taken[s.src_rank]
+            taken[s.src_rank] += s.num_rows
+            parts.append((s.dst_row, self._sources[s.src_rank][first : first + s.num_rows]))
+        return parts

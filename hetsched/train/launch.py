@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 from hetsched.errors import HetschedError, JobError
-from hetsched.runtime.transport.nccl import prepare_environment
+from hetsched.runtime.transport.streamed import prepare_environment
 
 GRACE_S = 5.0
 """Seconds that the other ranks have to end after one has failed, and once more after they are told to."""

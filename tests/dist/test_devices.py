@@ -14,7 +14,7 @@ from hetsched.plan import parse_plan
 from hetsched.runtime.device import Seat, check_devices, what_is_wrong
 from hetsched.runtime.exchange import Channel, Transfer, Wire
 from hetsched.runtime.transport.links import Link
-from hetsched.runtime.transport.nccl import Pending, check_queues, what_is_missing
+from hetsched.runtime.transport.streamed import Pending, check_queues, what_is_missing
 from hetsched.runtime.work import Channels
 from hetsched.train import run
 from hetsched.train.run import train_plan
@@ -33,7 +33,9 @@ def one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_unknown_transport_is_refused_with_those_that_are_known() -> None:
-    with pytest.raises(PlanError, match=r"transport = 'mpi' is not known\n  field transport\n  fix: .*'gloo', 'nccl'"):
+    with pytest.raises(
+        PlanError, match=r"transport = 'mpi' is not known\n  field transport\n  fix: .*'gloo', 'nccl', 'peer'"
+    ):
         parse_plan('transport = "mpi"\n' + plan_text(**COLOCATED))
 
 

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from hetsched.errors import JobError
-from hetsched.runtime.exchange import Receive, Transfer, Transport
+from hetsched.runtime.exchange import Message, Receive, StepSetup, Transfer, Transport
 from hetsched.runtime.transport.gloo import GlooTransport
 
 _FIELDS = ("the channel", "the microbatch", "the rows", "their width", "the dtype", "the digest of the step")
@@ -38,18 +38,21 @@ class CheckedTransport:
         self._pending: dict[int, deque[CheckedReceive]] = {}
         self.step_digest = 0
 
-    def step(self, *, may_load_kernels: bool) -> AbstractContextManager[None]:
+    def step(self, setup: StepSetup) -> AbstractContextManager[None]:
         """As in Transport."""
-        return self._transport.step(may_load_kernels=may_load_kernels)
+        return self._transport.step(setup)
 
-    def send(self, transfer: Transfer, messages: Mapping[int, torch.Tensor]) -> None:
+    def send(self, transfer: Transfer, messages: Mapping[int, Message]) -> None:
         """Announce the rows and start sending them, by destination."""
-        self._gloo.send(_announced(transfer), {peer: self.header(transfer, rows) for peer, rows in messages.items()})
+        headers = {
+            peer: self.header(transfer, message.num_rows, message.rows)[None] for peer, message in messages.items()
+        }
+        self._gloo.send(_announced(transfer), {peer: Message(header, ((0, 1),)) for peer, header in headers.items()})
         self._transport.send(transfer, messages)
 
     def receive(self, transfer: Transfer, buffers: Mapping[int, torch.Tensor]) -> CheckedReceive:
         """Start receiving the announcements, by source; the rows follow when they are waited for."""
-        headers = {peer: torch.empty(len(_FIELDS), dtype=torch.int64) for peer in buffers}
+        headers = {peer: torch.empty(1, len(_FIELDS), dtype=torch.int64) for peer in buffers}
         arriving = self._gloo.receive(_announced(transfer), headers)
         queue = self._pending.setdefault(transfer.channel.tag, deque())
         queue.append(CheckedReceive(self, transfer, buffers, headers=headers, arriving=arriving, queue=queue))
@@ -60,12 +63,13 @@ class CheckedTransport:
         self._gloo.flush()
         self._transport.flush()
 
-    def header(self, transfer: Transfer, rows: torch.Tensor) -> torch.Tensor:
+    def header(self, transfer: Transfer, num_rows: int, rows: torch.Tensor) -> torch.Tensor:
         """What is announced of a message, by ``_FIELDS``."""
         channel = transfer.channel
         # Signals are alike and only counted.
         microbatch = -1 if channel.is_signal else transfer.microbatch
-        return torch.tensor([channel.tag, microbatch, *rows.shape, _DTYPES.index(rows.dtype), self.step_digest])
+        shape = num_rows, rows.shape[1]
+        return torch.tensor([channel.tag, microbatch, *shape, _DTYPES.index(rows.dtype), self.step_digest])
 
     def receive_rows(self, transfer: Transfer, buffers: Mapping[int, torch.Tensor]) -> Receive:
         """Start receiving what was announced."""
@@ -100,8 +104,9 @@ class CheckedReceive:
         """Compare the announcements, and start receiving the rows."""
         self._arriving.wait()
         for peer, header in self._headers.items():
-            expected = self._transport.header(self._transfer, self._buffers[peer])
-            for field, sent, wanted in zip(_FIELDS, header.tolist(), expected.tolist(), strict=True):
+            buffer = self._buffers[peer]
+            expected = self._transport.header(self._transfer, len(buffer), buffer)
+            for field, sent, wanted in zip(_FIELDS, header[0].tolist(), expected.tolist(), strict=True):
                 if sent != wanted:
                     raise JobError(
                         f"{self._transfer}: rank {peer} sent and rank {dist.get_rank()} expects something else: "

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from hetsched.errors import JobError
-from hetsched.runtime.exchange import Transfer
+from hetsched.runtime.exchange import Message, StepSetup, Transfer
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +36,15 @@ class GlooTransport:
         self._timeout = timeout
         self._sent: list[_Sent] = []
 
-    def step(self, *, may_load_kernels: bool) -> AbstractContextManager[None]:
+    def step(self, setup: StepSetup) -> AbstractContextManager[None]:
         """As in Transport."""
         return nullcontext()
 
-    def send(self, transfer: Transfer, messages: Mapping[int, torch.Tensor]) -> None:
-        """Start sending contiguous rows, by destination; they must not change until ``flush``."""
+    def send(self, transfer: Transfer, messages: Mapping[int, Message]) -> None:
+        """Start sending, by destination; rows must not change until ``flush``."""
         self._sent = [sent for sent in self._sent if not sent.work.is_completed()]
-        for peer, rows in messages.items():
+        for peer, message in messages.items():
+            rows = message.packed()
             self._sent.append(_Sent(dist.isend(rows, peer, tag=transfer.channel.tag), rows, transfer, peer))
 
     def receive(self, transfer: Transfer, buffers: Mapping[int, torch.Tensor]) -> GlooReceive:

@@ -1,37 +1,12 @@
-"""Transport over NCCL's sends and receives: GPUs, of one host or of several.
+"""NCCL's sends and receives: GPUs, of one host or of several.
 
 NCCL has no tags: it matches by order within a communicator, and a communicator's operations run in order on one stream.
-So every link (a channel between two lanes, see links.py) has a communicator of its own, with a stream of its own on
-each of its ranks, made and used once before the first step. What a SEND or RECV moves on a link is one group of NCCL's.
-The host never waits for a peer within a step: ``send`` and ``receive`` enqueue, ``wait`` makes the current stream
-wait, and ``flush`` alone, at the step's end, looks at the clock.
-
-Why it cannot deadlock, even though a large send ends only once its receive has begun (rendezvous) and though 1F1B, say,
-has no order that a rendezvous could follow. Suppose that steps stand still, and take of the actions that wait the one
-that comes first in the run that the checker made; it waits for receive k of some link.
-(Signals that a microbatch is given up are messages like others: nothing waits for them in that run.)
-
-- All that precedes it in that run has gone on: on the receiving lane what is before RECV k in the list, on the
-  sending lane what is before SEND k. So on every rank of the link, groups up to k are posted and wait for no action.
-- At one rank a link's groups are all sends or all receives, in the one order that the checker verified for both. So
-  they end one after the other, and k arrives.
-- The compute stream waits for receives, at the action that needs them, and never for a send before ``flush``.
-
-Two things must hold besides. Loading a kernel waits for all streams of its device, messages under way included, and a
-host that it holds posts nothing that would end them: so a step that may load kernels carries its messages through the
-hosts (staged.py), and a host that is held all the same is ended by the watchdog. And streams that share one of the
-device's queues may wait for each other, so there must be as many queues as streams: ``check_queues``. Nothing checks
-that the two ends of a wire agree on a size: a mismatch, like a dead peer, is a message that does not arrive.
+So every link has a communicator of its own, and what a SEND or RECV moves on it is one group of NCCL's.
 """
 
 from __future__ import annotations
 
-import os
-import threading
-import time
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -39,200 +14,55 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from hetsched.errors import JobError
-from hetsched.runtime.exchange import Channel, Receive, Transfer
+from hetsched.runtime.exchange import Message
 from hetsched.runtime.transport.links import Link
-from hetsched.runtime.transport.staged import StagedTransport
-from hetsched.runtime.watchdog import Watchdog
 
 BACKEND = "cpu:gloo,cuda:nccl"
-"""For init_process_group: the ranks exchange losses and descriptions over gloo, rows and gradients over NCCL."""
-
-_POLL_S = 5e-5
-_LOADING_FACTOR = 5
-"""Times the timeout that a message may take in a step that compiles and loads kernels."""
-_HELD_FACTOR = 1.25
-"""Times the timeout until the watchdog ends a process whose own thread has not raised by then."""
-_NCCL_FACTOR = 3
-"""Times the timeout until NCCL's own watchdog does, should nothing else have ended the process."""
-_MOST_QUEUES = 32
-_OTHER_STREAMS = 6
-"""Streams of a rank besides the links': work, the row kernels' second one, copies, sums of gradients."""
-_ASK_S = 1.0
+"""For init_process_group: the ranks exchange losses and descriptions over gloo, sums of gradients over NCCL."""
+_WATCHDOG_FACTOR = 3
+"""Times the timeout until NCCL's own watchdog ends the process, should nothing else have."""
 
 
-def prepare_environment() -> None:
-    """Set what NCCL's sends need of CUDA in this process; call it before anything uses the GPU."""
-    os.environ.setdefault("CUDA_MODULE_LOADING", "EAGER")
-    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", str(_MOST_QUEUES))
-
-
-def check_queues(links: Sequence[Link], *, num_queues: int) -> str | None:
-    """Why a rank's streams would wait for each other; None if each has a queue of its own.
+class NcclCarrier:
+    """A communicator a link; see Carrier.
 
     Args:
-        links: of the whole job.
-        num_queues: what CUDA_DEVICE_MAX_CONNECTIONS says.
+        links: of the job.
+        timeout: how long a step may stand still.
     """
-    counts: dict[int, int] = defaultdict(int)
-    for link in links:
-        for rank in link.ranks:
-            counts[rank] += 1
-    rank = max(counts, key=lambda r: counts[r], default=0)
-    needed = counts.get(rank, 0) + _OTHER_STREAMS
-    if needed <= num_queues:
-        return None
-    return (
-        f"rank {rank} has {counts[rank]} links and {_OTHER_STREAMS} other streams, but CUDA_DEVICE_MAX_CONNECTIONS is "
-        f"{num_queues}: a stream that shares a queue may wait for a message that is queued behind it"
-    )
+
+    def __init__(self, links: Sequence[Link], *, timeout: timedelta) -> None:
+        self._groups = {
+            link: dist.new_group(list(link.ranks), backend="nccl", timeout=_WATCHDOG_FACTOR * timeout) for link in links
+        }
+
+    def prepare(self, largest_bytes: Mapping[int, int]) -> None:
+        """NCCL needs no room."""
+
+    def send(self, link: Link, messages: Mapping[int, Message]) -> NcclWork:
+        """As in Carrier."""
+        return self._post(dist.isend, link, {peer: message.packed() for peer, message in messages.items()})
+
+    def receive(self, link: Link, buffers: Mapping[int, torch.Tensor]) -> NcclWork:
+        """As in Carrier."""
+        return self._post(dist.irecv, link, buffers)
+
+    def _post(self, do: Any, link: Link, rows: Mapping[int, torch.Tensor]) -> NcclWork:
+        # Also a single message goes as a group: alone it would get a communicator for its pair of ranks.
+        ops = [dist.P2POp(do, of_peer, peer, self._groups[link]) for peer, of_peer in rows.items()]
+        [work] = dist.batch_isend_irecv(ops)
+        return NcclWork(work, rows)
 
 
 @dataclass(frozen=True, slots=True)
-class Pending:
-    """Messages of this step that had not left or arrived when last looked at.
-
-    Args:
-        work: torch's handle.
-        rows: their memory, by peer, kept until then.
-        transfer: what they belong to.
-        is_receive: whether this rank is the destination.
-    """
+class NcclWork:
+    """One group; keeps the memory that it moves."""
 
     work: Any
     rows: Mapping[int, torch.Tensor]
-    transfer: Transfer
-    is_receive: bool
 
-
-class NcclTransport:
-    """Sends and receives that never hold the host; messages of one link arrive in the order they were sent.
-
-    Making one is collective: every rank of the job makes it of equal ``links``.
-
-    Args:
-        links: all that the job may use, those of other ranks too.
-        device: this rank's GPU.
-        timeout: how long a step may stand still before the job is given up; longer if it may load kernels.
-    """
-
-    def __init__(self, links: Sequence[Link], *, device: torch.device, timeout: timedelta) -> None:
-        self._rank, self._timeout_s = dist.get_rank(), timeout.total_seconds()
-        self._link_of = {(w.tag, w.source, w.destination): link for link in links for w in link.wires}
-        self._groups = {
-            link: dist.new_group(list(link.ranks), backend="nccl", timeout=_NCCL_FACTOR * timeout) for link in links
-        }
-        self._pending: list[Pending] = []
-        self._staged = StagedTransport(timeout=_LOADING_FACTOR * timeout)
-        self._is_staged = False
-        self._watchdog = Watchdog(limit_s=_HELD_FACTOR * self._timeout_s, missing=self._what_is_missing)
-        self._connect(device)
-
-    def _connect(self, device: torch.device) -> None:
-        """Use each wire once, in the same order everywhere: NCCL connects at first use, and both ends wait for it."""
-        for link in self._groups:
-            first = link.wires[0]
-            transfer = Transfer(Channel(first.tag, 1, torch.float32, first.name), 0)
-            out = {w.destination: torch.zeros(1, device=device) for w in link.wires if w.source == self._rank}
-            into = {w.source: torch.zeros(1, device=device) for w in link.wires if w.destination == self._rank}
-            if out:
-                self.send(transfer, out)
-            if into:
-                self.receive(transfer, into).wait()
-        self.flush()
-
-    def step(self, *, may_load_kernels: bool) -> AbstractContextManager[None]:
-        """As in Transport: a step that may load kernels has its messages carried by the hosts."""
-        self._is_staged, self._pending = may_load_kernels, []
-        return self._watchdog.watching(patience=_LOADING_FACTOR if may_load_kernels else 1)
-
-    def send(self, transfer: Transfer, messages: Mapping[int, torch.Tensor]) -> None:
-        """Start sending contiguous rows, by destination; they must not change until ``flush``."""
-        self._watchdog.progress()
-        if self._is_staged:
-            self._staged.send(transfer, messages)
-            return
-        of_link: dict[Link, dict[int, torch.Tensor]] = defaultdict(dict)
-        for peer, rows in messages.items():
-            of_link[self._link_of[transfer.channel.tag, self._rank, peer]][peer] = rows
-        for link, part in of_link.items():
-            self._post(transfer, part, link, is_receive=False)
-
-    def receive(self, transfer: Transfer, buffers: Mapping[int, torch.Tensor]) -> Receive:
-        """Start receiving into the buffers, by source; ``wait`` makes the current stream wait for them."""
-        self._watchdog.progress()
-        if self._is_staged:
-            return self._staged.receive(transfer, buffers)
-        of_link: dict[Link, dict[int, torch.Tensor]] = defaultdict(dict)
-        for peer, rows in buffers.items():
-            of_link[self._link_of[transfer.channel.tag, peer, self._rank]][peer] = rows
-        return NcclReceive([self._post(transfer, part, link, is_receive=True) for link, part in of_link.items()])
-
-    def flush(self) -> None:
-        """Wait until every message has left or arrived and the current stream has nothing left to do.
-
-        Raises:
-            JobError: nothing went on for as long as the timeout; the message names what the step waits for.
-        """
-        self._staged.flush()
-        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        done.record()
-        last_progress = time.monotonic()
-        while True:
-            before = len(self._pending)
-            self._forget_done()
-            if not self._pending and done.query():  # type: ignore[no-untyped-call]
-                return
-            if len(self._pending) < before:
-                last_progress = time.monotonic()
-                self._watchdog.progress()
-            if time.monotonic() - last_progress > self._timeout_s:
-                raise JobError(what_is_missing(self._pending, rank=self._rank, timeout_s=self._timeout_s))
-            time.sleep(_POLL_S)
-
-    def _post(self, transfer: Transfer, rows: Mapping[int, torch.Tensor], link: Link, *, is_receive: bool) -> Any:
-        group, do = self._groups[link], dist.irecv if is_receive else dist.isend
-        # Also a single message goes as a group: alone it would get a communicator for its pair of ranks.
-        [work] = dist.batch_isend_irecv([dist.P2POp(do, of_peer, peer, group) for peer, of_peer in rows.items()])
-        # Memory that is still being sent must not go back to the allocator, which knows this stream alone.
-        self._forget_done()
-        self._pending.append(Pending(work, rows, transfer, is_receive))
-        return work
-
-    def _forget_done(self) -> None:
-        self._pending = [message for message in self._pending if not message.work.is_completed()]
-
-    def _what_is_missing(self) -> str:
-        # Asking CUDA may hold this thread as well; then what was pending when last looked at has to do.
-        look = threading.Thread(target=self._forget_done, daemon=True)
-        look.start()
-        look.join(_ASK_S)
-        return what_is_missing(self._pending, rank=self._rank, timeout_s=self._timeout_s)
-
-
-class NcclReceive:
-    """Messages on their way; after ``wait`` the current stream goes on when they have arrived."""
-
-    def __init__(self, works: Sequence[Any]) -> None:
-        self._works = works
+    def is_completed(self) -> bool:
+        return bool(self.work.is_completed())
 
     def wait(self) -> None:
-        for work in self._works:
-            work.wait()
-
-
-def what_is_missing(pending: Sequence[Pending], *, rank: int, timeout_s: float) -> str:
-    """What a step waits for that has stood still: the first receive, since no action waits for a send.
-
-    Args:
-        pending: in the order in which this rank posted them.
-        rank: this one.
-        timeout_s: how long nothing went on.
-    """
-    message = next((m for m in pending if m.is_receive), pending[0] if pending else None)
-    if message is None:
-        return f"rank {rank}: the step stood still for {timeout_s:g} s: a rank is missing in a sum of gradients"
-    peers = "rank " + " or ".join(map(str, message.rows))
-    if message.is_receive:
-        return f"{message.transfer}: nothing arrived from {peers} on rank {rank} within {timeout_s:g} s"
-    return f"{message.transfer}: {peers} did not receive from rank {rank} within {timeout_s:g} s"
+        self.work.wait()

@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import torch
 
-from hetsched.runtime.exchange import Receive, Transfer
+from hetsched.runtime.exchange import Message, Receive, StepSetup, Transfer
 from hetsched.runtime.transport.gloo import GlooTransport
 
 
@@ -22,13 +22,14 @@ class StagedTransport:
     def __init__(self, *, timeout: timedelta) -> None:
         self._gloo = GlooTransport(timeout=timeout)
 
-    def step(self, *, may_load_kernels: bool) -> AbstractContextManager[None]:
+    def step(self, setup: StepSetup) -> AbstractContextManager[None]:
         """As in Transport."""
-        return self._gloo.step(may_load_kernels=may_load_kernels)
+        return self._gloo.step(setup)
 
-    def send(self, transfer: Transfer, messages: Mapping[int, torch.Tensor]) -> None:
+    def send(self, transfer: Transfer, messages: Mapping[int, Message]) -> None:
         """Copy rows to the host and start sending them, by destination."""
-        self._gloo.send(transfer, {peer: rows.cpu() for peer, rows in messages.items()})
+        for peer, message in messages.items():
+            self._gloo.send(transfer, {peer: Message(message.packed().cpu(), ((0, message.num_rows),))})
 
     def receive(self, transfer: Transfer, buffers: Mapping[int, torch.Tensor]) -> StagedReceive:
         """Start receiving, by source; the buffers are filled by ``wait``."""

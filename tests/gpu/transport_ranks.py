@@ -1,7 +1,8 @@
-"""What the ranks of the NCCL tests do; in a module of its own so that worker processes can import it."""
+"""What the ranks of the tests of transports do; in a module of its own so that worker processes can import it."""
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ HELD_FROM = 2
 
 @contextmanager
 def kernels_loaded() -> Iterator[None]:
-    """Every step's messages go by NCCL, as if no kernel was left to load; only after a run that loaded them."""
+    """No step's messages go through the hosts, as if no kernel was left to load; only after a run that loaded them."""
     with mock.patch.object(SeenShapes, "add", return_value=False):
         yield
 
@@ -36,6 +37,8 @@ def train_all(jobs: Mapping[str, tuple[Plan, str | None]], curves: Plan, folder:
     """Train each plan with its mutant, and the digits of ``curves``; leaves ``<name>-<rank>.pt`` of each."""
     for name, (plan, mutant) in jobs.items():
         train_on_ranks(plan, "many", mutant)
+        # Giving up an engine's symmetric memory waits for the device, so not in the middle of a step.
+        gc.collect()
         with kernels_loaded():
             torch.save(train_on_ranks(plan, "many", mutant), folder / f"{name}-{dist.get_rank()}.pt")
     torch.save(train_digits(curves), folder / f"digits-{dist.get_rank()}.pt")
@@ -79,5 +82,5 @@ def train_both_ways(plan: Plan, folder: Path) -> None:
     for _ in range(3):
         report = engine.step(batch)
         gradients = {name: p.grad.clone() for name, p in engine.named_parameters() if p.grad is not None}
-        found.append((engine._exchange._transport._is_staged, report.loss, gradients))
+        found.append((engine._exchange._transport.is_staged, report.loss, gradients))
     torch.save(found, folder / f"ways-{dist.get_rank()}.pt")

@@ -1,4 +1,4 @@
-"""Over NCCL, every placement gives the gradients of one process on a CPU, to 1e-10 in float64; a dead peer is named."""
+"""On GPUs, every placement gives the gradients of one process on a CPU, to 1e-10 in float64; a dead peer is named."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 import torch.distributed as dist
 
 from hetsched.errors import JobError
+from hetsched.kernels.put import library
 from hetsched.plan import Plan
 from hetsched.runtime.transport.nccl import BACKEND
 from hetsched.train import launch as launcher
@@ -19,7 +21,7 @@ from hetsched.train.launch import launch
 from tests.dist.plans import make_plan
 from tests.dist.test_curves import PLACEMENTS, plan_of
 from tests.dist.test_parity import STAGE0, check_against, expected, layout
-from tests.gpu.nccl_ranks import die_in_a_step, train_all, train_both_ways, train_digits
+from tests.gpu.transport_ranks import die_in_a_step, train_all, train_both_ways, train_digits
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.device_count() < 2 or not dist.is_nccl_available(), reason="needs two GPUs and NCCL"
@@ -43,21 +45,25 @@ MUTANTS = {"homogeneous dp 2": "gradients averaged over dp", "colocated": "a dro
 TIMEOUT_S = 6.0
 
 
-def on_gpus(plan: Plan) -> Plan:
-    return replace(plan, transport="nccl")
+@pytest.fixture(scope="module", params=["nccl", "peer"])
+def transport(request: pytest.FixtureRequest) -> Literal["nccl", "peer"]:
+    if request.param == "peer" and (reason := library.missing()) is not None:
+        pytest.skip(reason)
+    return request.param
 
 
-def plan_named(name: str) -> Plan:
-    return on_gpus(make_plan(**PLANS[name], world_size=2))
+def plan_named(name: str, transport: Literal["nccl", "peer"]) -> Plan:
+    return replace(make_plan(**PLANS[name], world_size=2), transport=transport)
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(tmp_path_factory: pytest.TempPathFactory, transport: Literal["nccl", "peer"]) -> Path:
     """The folder with what two ranks left of every job: one start for all of them."""
     folder = tmp_path_factory.mktemp("trained")
-    jobs: dict[str, tuple[Plan, str | None]] = {name: (plan_named(name), None) for name in PLANS}
-    jobs |= {f"wrong {name}": (plan_named(name), mutant) for name, mutant in MUTANTS.items()}
-    launch(train_all, jobs, on_gpus(plan_of(PLACEMENTS["colocated"])), folder, num_ranks=2, backend=BACKEND)
+    jobs: dict[str, tuple[Plan, str | None]] = {name: (plan_named(name, transport), None) for name in PLANS}
+    jobs |= {f"wrong {name}": (plan_named(name, transport), mutant) for name, mutant in MUTANTS.items()}
+    curves = replace(plan_of(PLACEMENTS["colocated"]), transport=transport)
+    launch(train_all, jobs, curves, folder, num_ranks=2, backend=BACKEND)
     return folder
 
 
@@ -66,14 +72,14 @@ def left_by(folder: Path, name: str) -> list:
 
 
 @pytest.mark.parametrize("name", PLANS)
-def test_gradients_over_nccl_equal_those_of_one_process(trained: Path, name: str) -> None:
-    check_against(left_by(trained, name), expected(plan_named(name), "many"))
+def test_gradients_equal_those_of_one_process(trained: Path, name: str) -> None:
+    check_against(left_by(trained, name), expected(plan_named(name, "nccl"), "many"))
 
 
 @pytest.mark.parametrize("name", MUTANTS)
-def test_a_wrong_runtime_is_noticed_over_nccl(trained: Path, name: str) -> None:
+def test_a_wrong_runtime_is_noticed(trained: Path, name: str) -> None:
     with pytest.raises(AssertionError):
-        check_against(left_by(trained, f"wrong {name}"), expected(plan_named(name), "many"))
+        check_against(left_by(trained, f"wrong {name}"), expected(plan_named(name, "nccl"), "many"))
 
 
 @pytest.fixture
@@ -91,8 +97,10 @@ def test_the_digits_are_trained_and_evaluated_as_by_one_process(trained: Path) -
         assert found == pytest.approx(want, rel=1e-3)
 
 
-def test_the_first_step_goes_through_the_hosts_and_gives_the_same_gradients(tmp_path: Path) -> None:
-    launch(train_both_ways, plan_named("colocated"), tmp_path, num_ranks=2, backend=BACKEND)
+def test_the_first_step_goes_through_the_hosts_and_gives_the_same_gradients(
+    tmp_path: Path, transport: Literal["nccl", "peer"]
+) -> None:
+    launch(train_both_ways, plan_named("colocated", transport), tmp_path, num_ranks=2, backend=BACKEND)
     for (was_staged, *first), *later in left_by(tmp_path, "ways"):
         assert was_staged
         for is_staged, *again in later:
@@ -109,10 +117,12 @@ DEATHS = {
 
 
 @pytest.mark.parametrize("when", DEATHS)
-def test_a_dead_peer_is_named_with_its_edge_and_microbatch(when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dead_peer_is_named_with_its_edge_and_microbatch(
+    when: str, transport: Literal["nccl", "peer"], monkeypatch: pytest.MonkeyPatch
+) -> None:
     num_before, is_held, said = DEATHS[when]
     monkeypatch.setattr(launcher, "GRACE_S", 3 * TIMEOUT_S)
-    plan = plan_named("homogeneous pp 2")
+    plan = plan_named("homogeneous pp 2", transport)
     with pytest.raises(JobError) as raised:
         launch(die_in_a_step, plan, TIMEOUT_S, num_before, is_held, num_ranks=2, backend=BACKEND)
     assert "rank 1: ended with exit code 9" in str(raised.value), raised.value
@@ -123,4 +133,4 @@ def test_a_dead_peer_is_named_with_its_edge_and_microbatch(when: str, monkeypatc
 def test_two_ranks_on_one_gpu_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_RANK", "0")
     with pytest.raises(JobError, match="ranks 0 and 1 are both on GPU"):
-        launch(die_in_a_step, plan_named("colocated"), TIMEOUT_S, 0, False, num_ranks=2, backend=BACKEND)
+        launch(die_in_a_step, plan_named("colocated", "nccl"), TIMEOUT_S, 0, False, num_ranks=2, backend=BACKEND)

@@ -1,0 +1,195 @@
+"""Rows put into the memory of GPUs of the same host: copy engines move them, and no SM and no host waits.
+
+Every process owns one arena of symmetric memory. A wire has a ring of slots in its receiver's arena and two counters
+that only grow: messages that arrived, beside the slots, and messages that were taken, in the sender's arena. A link's
+stream waits for a slot to be free, puts rows into it from where they lie, and counts; at the other end the link's
+stream waits for the count, copies the rows out, and counts them as taken, which hands the slot back.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+import torch.distributed._symmetric_memory as symmetric_memory
+from torch import Tensor
+
+from hetsched.kernels.put import library
+from hetsched.runtime.exchange import Message, Wire
+from hetsched.runtime.transport.links import Link
+
+NUM_SLOTS = 4
+"""Messages of a wire that may have been sent and not taken; one is enough to go on."""
+# Counters lie in cache lines of their own; slots are aligned to the widest access.
+_LINE = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a wire lives: byte offsets of slots and arrival counter at its receiver, of the credit at its sender."""
+
+    slots: int
+    arrived: int
+    taken: int
+
+
+def place_wires(wires: Sequence[Wire], slot_bytes: Mapping[int, int]) -> tuple[dict[Wire, Place], int]:
+    """Places for all wires, and the bytes of an arena that is large enough for every rank.
+
+    Args:
+        wires: of the job, in the same order on every rank.
+        slot_bytes: of each channel, by tag; a multiple of the cache line.
+    """
+    used: dict[int, int] = defaultdict(int)
+
+    def take(rank: int, num_bytes: int) -> int:
+        offset = used[rank]
+        used[rank] += _lines(num_bytes)
+        return offset
+
+    places = {
+        wire: Place(
+            arrived=take(wire.destination, 4),
+            taken=take(wire.source, 4),
+            slots=take(wire.destination, NUM_SLOTS * slot_bytes[wire.tag]),
+        )
+        for wire in wires
+    }
+    return places, max(used.values(), default=_LINE)
+
+
+def _lines(num_bytes: int) -> int:
+    return -(-num_bytes // _LINE) * _LINE
+
+
+class WireEnd:
+    """A wire's slots and counters as one of its ranks sees them, and how many messages it was given there."""
+
+    def __init__(self, wire: Wire, place: Place, *, slot_bytes: int, at_receiver: Tensor, at_sender: Tensor) -> None:
+        self.wire, self.count = wire, 0
+        starts = [place.slots + number * slot_bytes for number in range(NUM_SLOTS)]
+        self._slots = [at_receiver[start : start + slot_bytes] for start in starts]
+        self.arrived = at_receiver[place.arrived : place.arrived + 4].view(torch.int32)
+        self.taken = at_sender[place.taken : place.taken + 4].view(torch.int32)
+
+    def next_slot(self, num_rows: int, like: Tensor) -> Tensor:
+        """``[num_rows, hidden]`` in the slot of the next message."""
+        hidden = like.shape[1]
+        slot = self._slots[self.count % NUM_SLOTS][: num_rows * hidden * like.element_size()]
+        return slot.view(like.dtype).view(num_rows, hidden)
+
+
+class PeerCarrier:
+    """One arena a process, one stream a link; see Carrier.
+
+    Args:
+        links: of the job, all of whose ranks are on this host.
+        device: this rank's GPU.
+    """
+
+    def __init__(self, links: Sequence[Link], *, device: torch.device) -> None:
+        self._rank, self._device = dist.get_rank(), device
+        self._wires = [wire for link in links for wire in link.wires]
+        mine = [link for link in links if self._rank in link.ranks]
+        self._streams = {link: torch.cuda.Stream(device) for link in mine}  # type: ignore[no-untyped-call]
+        self._tickets = {link: torch.zeros(1, dtype=torch.int32, device=device) for link in mine}
+        self._slot_bytes: dict[int, int] = {wire.tag: 0 for wire in self._wires}
+        self._ends: dict[tuple[int, int, int], WireEnd] = {}
+        self._arena: Tensor | None = None
+        self._load_kernel()
+
+    def _load_kernel(self) -> None:
+        """Launch pack-and-put, which many short runs need, once while no stream waits for a peer."""
+        rows = torch.zeros(2, 1, device=self._device)
+        library.pack_and_put(rows, torch.tensor([[0, 0, 1, 1]]), [rows])
+        torch.cuda.synchronize(self._device)
+
+    def prepare(self, largest_bytes: Mapping[int, int]) -> None:
+        """As in Carrier: make a larger arena if a message would not fit its slot."""
+        needed = {tag: largest_bytes.get(tag, 0) for tag in self._slot_bytes}
+        if self._ends and all(num_bytes <= self._slot_bytes[tag] for tag, num_bytes in needed.items()):
+            return
+        # Half as much again, so that slowly growing messages do not bring a new arena with every step.
+        self._slot_bytes |= {t: _lines(n + n // 2) for t, n in needed.items() if n > self._slot_bytes[t]}
+        self._wait_for_all()
+        # What is mapped goes with this rank's own arena, so that has to stay until then.
+        self._ends, self._arena = {}, None
+        places, arena_bytes = place_wires(self._wires, self._slot_bytes)
+        arena = symmetric_memory.empty(arena_bytes, dtype=torch.uint8, device=self._device)
+        arena.zero_()
+        assert dist.group.WORLD is not None
+        handle = symmetric_memory.rendezvous(arena, dist.group.WORLD)
+        torch.cuda.synchronize(self._device)
+        self._arena = arena
+        self._wait_for_all()
+        for wire, place in places.items():
+            if self._rank in (wire.source, wire.destination):
+                ends = [
+                    arena if rank == self._rank else handle.get_buffer(rank, (arena_bytes,), torch.uint8)
+                    for rank in (wire.destination, wire.source)
+                ]
+                self._ends[wire.tag, wire.source, wire.destination] = WireEnd(
+                    wire, place, slot_bytes=self._slot_bytes[wire.tag], at_receiver=ends[0], at_sender=ends[1]
+                )
+
+    def _wait_for_all(self) -> None:
+        dist.all_reduce(torch.zeros(1))
+
+    def send(self, link: Link, messages: Mapping[int, Message]) -> StreamWork:
+        """As in Carrier."""
+        stream = self._streams[link]
+        stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(stream):
+            for peer, message in messages.items():
+                self._put(self._ends[link.wires[0].tag, self._rank, peer], message, self._tickets[link])
+        return StreamWork(stream)
+
+    def receive(self, link: Link, buffers: Mapping[int, Tensor]) -> StreamWork:
+        """As in Carrier."""
+        stream = self._streams[link]
+        stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(stream):
+            for peer, buffer in buffers.items():
+                self._take(self._ends[link.wires[0].tag, peer, self._rank], buffer)
+        return StreamWork(stream)
+
+    def _put(self, end: WireEnd, message: Message, ticket: Tensor) -> None:
+        runs, at = [], 0
+        for first, count in message.runs:
+            runs.append((first, 0, at, count))
+            at += count
+        self._await_credit(end)
+        slot = end.next_slot(at, message.rows)
+        end.count += 1
+        signal = library.Signal([end.arrived], end.count, ticket)
+        library.put(message.rows, torch.tensor(runs), [slot], signal=signal)
+
+    def _await_credit(self, end: WireEnd) -> None:
+        if end.count >= NUM_SLOTS:
+            library.stream_wait_value(end.taken, end.count - NUM_SLOTS + 1)
+
+    def _take(self, end: WireEnd, buffer: Tensor) -> None:
+        library.stream_wait_value(end.arrived, end.count + 1)
+        self._copy_out(end.next_slot(buffer.shape[0], buffer), buffer)
+        end.count += 1
+        library.stream_write_value(end.taken, end.count)
+
+    def _copy_out(self, slot: Tensor, buffer: Tensor) -> None:
+        buffer.copy_(slot)
+
+
+class StreamWork:
+    """What was enqueued on a link's stream so far."""
+
+    def __init__(self, stream: torch.cuda.Stream) -> None:
+        self._event: torch.cuda.Event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._event.record(stream)
+
+    def is_completed(self) -> bool:
+        return bool(self._event.query())  # type: ignore[no-untyped-call]
+
+    def wait(self) -> None:
+        torch.cuda.current_stream().wait_event(self._event)

@@ -1,0 +1,58 @@
+"""The peer transport's arena: no two wires share memory, and messages' sizes are known before a step."""
+
+from __future__ import annotations
+
+from itertools import pairwise, permutations
+
+from hetsched.graph import make_topology
+from hetsched.runtime.exchange import Wire
+from hetsched.runtime.sizes import largest_messages
+from hetsched.runtime.transport.links import make_links
+from hetsched.runtime.transport.peer import NUM_SLOTS, place_wires
+from hetsched.runtime.work import Channels
+from hetsched.stepplan import plan_step
+from tests.dist.plans import make_plan
+from tests.dist.ragged import RaggedSource
+
+PLAN = make_plan(
+    vision="first_rank = 0\nlayout.dp = 4", llm="first_rank = 0\nlayout = { dp = 2, pp = 2 }", world_size=4
+)
+
+
+def test_no_byte_of_an_arena_belongs_to_two_wires() -> None:
+    wires = [Wire(tag, s, d, "") for tag in range(3) for s, d in permutations(range(4), 2)]
+    slot_bytes = {0: 0, 1: 128, 2: 1280}
+    places, num_bytes = place_wires(wires, slot_bytes)
+    for rank in range(4):
+        spans = [(p.arrived, 4) for w, p in places.items() if w.destination == rank]
+        spans += [(p.taken, 4) for w, p in places.items() if w.source == rank]
+        spans += [(p.slots, NUM_SLOTS * slot_bytes[w.tag]) for w, p in places.items() if w.destination == rank]
+        spans.sort()
+        assert all(start + size <= after for (start, size), (after, _) in pairwise(spans))
+        assert all(start % 128 == 0 and start + size <= num_bytes for start, size in spans)
+
+
+def test_the_largest_messages_are_those_of_the_routes_and_shares() -> None:
+    channels, source = Channels(PLAN), RaggedSource(0, items="many")
+    step = plan_step(PLAN, [source.describe(i) for i in range(17)])
+    largest = largest_messages(PLAN, step, channels)
+    seen: dict[int, int] = {}
+    for (edge, _), crossing in step.crossings.items():
+        for is_forward, route in ((True, crossing.forward), (False, crossing.backward)):
+            channel = channels.of(edge, 0, is_forward=is_forward)
+            for ends in {(s.src_rank, s.dst_rank) for s in route if s.src_rank != s.dst_rank}:
+                rows = sum(s.num_rows for s in route if (s.src_rank, s.dst_rank) == ends)
+                num_bytes = rows * channel.hidden * channel.dtype.itemsize
+                seen[channel.tag] = max(seen.get(channel.tag, 0), num_bytes)
+    assert seen
+    assert {tag: largest[tag] for tag in seen} == seen
+    tokens = max(share.num_tokens for (module, _), shares in step.shares.items() if module == "llm" for share in shares)
+    pipeline = channels.of("llm", 0, is_forward=False)
+    assert largest[pipeline.tag] == tokens * pipeline.hidden * pipeline.dtype.itemsize
+
+
+def test_every_wire_of_a_plan_has_a_place_and_a_link() -> None:
+    wires = Channels(PLAN).wires
+    _, lanes = make_topology(PLAN)
+    places, _ = place_wires(wires, {wire.tag: 128 for wire in wires})
+    assert set(places) == {wire for link in make_links(wires, lanes) for wire in link.wires}
