@@ -21,13 +21,18 @@ class Record:
     Args:
         action: what ran.
         start_ns, end_ns: when.
-        waited_ns: how much of that was waiting for rows or for other ranks.
+        ready_ns: when it had waited for rows or for other ranks, which comes before its work; ``start_ns`` if it did not.
     """
 
     action: Action
     start_ns: int
     end_ns: int
-    waited_ns: int
+    ready_ns: int
+
+    @property
+    def waited_ns(self) -> int:
+        """How much of it was waiting."""
+        return self.ready_ns - self.start_ns
 
 
 class Recorder:
@@ -35,7 +40,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.records: list[Record] = []
-        self.began_ns = self._waited = 0
+        self.began_ns = self._ready_ns = 0
 
     def begin_step(self) -> None:
         """Forget the last step; times count from here."""
@@ -45,17 +50,15 @@ class Recorder:
     @contextmanager
     def action(self, action: Action) -> Iterator[None]:
         """Record the action that runs inside."""
-        self._waited = 0
-        start = self.now()
+        start = self._ready_ns = self.now()
         yield
-        self.records.append(Record(action, start, self.now(), self._waited))
+        self.records.append(Record(action, start, self.now(), self._ready_ns))
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Count the time inside as waiting."""
-        start = self.now()
+        """What runs inside is waiting, and the action is not ready before its end."""
         yield
-        self._waited += self.now() - start
+        self._ready_ns = self.now()
 
     def now(self) -> int:
         """Nanoseconds since the step began."""

@@ -79,7 +79,7 @@ def _compute_spans(trace: RankTrace, entered: Mapping[Action, int]) -> Iterator[
         action, end = record.action, trace.began_ns + record.end_ns
         if action.kind.is_transfer:
             continue
-        start = entered.get(action, trace.began_ns + record.start_ns + record.waited_ns)
+        start = entered.get(action, trace.began_ns + record.ready_ns)
         yield Span(trace.lane, Stream.COMPUTE, min(start, end), end, action)
 
 
@@ -130,4 +130,4 @@ def _went_on(trace: RankTrace, place: int) -> int:
     """When an action stopped waiting; 0 if it did not wait."""
     if place == len(trace.records) or trace.records[place].waited_ns < _SHORTEST_WAIT_NS:
         return 0
-    return trace.began_ns + trace.records[place].start_ns + trace.records[place].waited_ns
+    return trace.began_ns + trace.records[place].ready_ns

@@ -20,7 +20,7 @@ def program() -> Program:
 def trace(lane: int, *records: tuple[str, int, int, int], began_us: int = 1000) -> RankTrace:
     """Records of (action of llm, start, end, waited) in microseconds."""
     made = (
-        Record(parse_action(text if ":" in text else f"llm:{text}"), a * US, b * US, w * US)
+        Record(parse_action(text if ":" in text else f"llm:{text}"), a * US, b * US, (a + w) * US)
         for text, a, b, w in records
     )
     return RankTrace(lane, began_us * US, tuple(made))
