@@ -21,7 +21,7 @@ class Record:
     Args:
         action: what ran.
         start_ns, end_ns: when.
-        ready_ns: when it had waited for rows or for other ranks, which comes before its work; ``start_ns`` if it did not.
+        ready_ns: when it had waited for rows or other ranks, which comes before its work; ``start_ns`` if it did not.
     """
 
     action: Action
