@@ -68,7 +68,7 @@ def _check_sections(plan: Plan) -> None:
         raise PlanError(problem, field="modules", fix=f"have one encoder, named {ENCODER}", source=plan.source)
 
 
-def _train_rank(plan: Plan, stop_after: int | None, metrics: Path, trace: Path | None, is_debug: bool) -> None:
+def _train_rank(plan: Plan, stop_after: int | None, metrics: Path, trace: Path | None, is_debug: bool = False) -> None:
     assert plan.training is not None
     trainer = Trainer(plan, is_debug=is_debug)
     num_steps = plan.training.steps if stop_after is None else min(stop_after, plan.training.steps)
