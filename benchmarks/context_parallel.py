@@ -269,7 +269,8 @@ def measure(case: Case, rank: int, cp: int, options: argparse.Namespace) -> dict
     if case.num_kv_heads % cp == 0:
         variants["ulysses"] = in_group(problem, "ulysses", group)
     result: dict[str, Any] = {"case": case.name, "lengths": case.lengths, "chosen": problem.task(None).way}
-    with torchs(problem) if problem.has_peer else contextlib.nullcontext({}) as peers:
+    with contextlib.ExitStack() as stack:
+        peers = stack.enter_context(torchs(problem)) if problem.has_peer else {}
         variants |= peers
         result["errors"] = errors(problem, variants)
         # torch adds up steps in 16 bits

@@ -95,7 +95,7 @@ class Station:
 
     def __init__(self, group: dist.ProcessGroup, device: torch.device) -> None:
         self._group, self._rank, self._size, self._device = group, group.rank(), group.size(), device
-        self._copies = torch.cuda.Stream(device)
+        self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._number, self._landed, self._num_bytes = 0, 0, 0
         self._memory: Any = None
         self._stages: dict[tuple[tuple[int, int], torch.dtype], list[Tensor]] = {}

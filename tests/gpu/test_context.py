@@ -36,7 +36,7 @@ def cases(cp: int) -> list[ContextCase]:
         lengths = (2500, *(int(n) for n in generator.choice(FUZZ, size=generator.integers(0, 5))))
         heads, window = ((4, 4), (4, 1), (16, 2))[seed % 3], (None, None, 200)[seed // 4]
         case = ContextCase(lengths, cp, kinds[seed % 3], heads, window, torch.bfloat16, seed)
-        result.append(replace(case, head_dim=(128, 64)[seed % 2]))
+        result.append(replace(case, head_dim=(128, 128, 64)[seed % 3]))
     result.append(replace(result[0], map_kind="one rank"))
     by_heads = [replace(case, heads=(8, 8), forced="ulysses") for case in result[:3]]
     return [*result, *by_heads]

@@ -27,6 +27,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 FUZZ = (0, 1, 127, 128, 129, 1000)
+HEADS = (((8, 8), 128), ((16, 2), 64), ((4, 1), 128))
 
 
 def cases(cp: int) -> list[ContextCase]:
@@ -35,9 +36,10 @@ def cases(cp: int) -> list[ContextCase]:
     kinds: tuple[MapKind, ...] = ("planned", "zigzag", "random")
     for seed in range(9):
         lengths = (3000, *(int(n) for n in generator.choice(FUZZ, size=generator.integers(0, 5))))
-        heads, window = ((8, 8), (4, 1), (16, 2))[seed // 3], (None, None, 200)[(seed + seed // 3) % 3]
+        # kernels are compiled anew for other heads
+        (heads, head_dim), window = HEADS[seed // 3], (None, None, 200)[(seed + seed // 3) % 3]
         case = ContextCase(lengths, cp, kinds[seed % 3], heads, window, torch.bfloat16, seed, forced="pull")
-        result.append(replace(case, head_dim=(128, 64)[seed % 2]))
+        result.append(replace(case, head_dim=head_dim))
     return result
 
 
@@ -107,7 +109,7 @@ def equal_bits(rank: int, group: dist.ProcessGroup) -> None:
 
 
 def small_errors(rank: int, group: dist.ProcessGroup) -> None:
-    for case in cases(group.size()):
+    for case in cases(group.size())[:6]:
         check(case, rank, group)
 
 
@@ -122,7 +124,7 @@ def no_wait_is_seen(rank: int, group: dist.ProcessGroup) -> None:
 
 
 def lost_copies_are_told(rank: int, group: dist.ProcessGroup) -> None:
-    case = ContextCase((2048,), group.size(), "zigzag", (4, 4), dtype=torch.bfloat16, head_dim=128, forced="pull")
+    case = ContextCase((2048,), group.size(), "zigzag", (8, 8), dtype=torch.bfloat16, head_dim=128, forced="pull")
     pulled = Pulled(case, rank, group)
     assert pulled.is_as_expected()
     with shifted(1):
