@@ -133,11 +133,11 @@ class ContextTask:
 
         Pulling hides nearly all of its copies. The ring hides its messages behind the steps, so it is taken where
         it and Ulysses, in which all rows travel, move as much. A rank without rows need not be called for it, so it is
-        taken there, too.
+        taken there, too, and where nothing travels, because then nobody waits for anybody.
         """
         if self.forced is not None:
             return self.forced
-        if self.heads_of_part and 0 not in self.rows_of_rank:
+        if self.heads_of_part and 0 not in self.rows_of_rank and self._has_cuts:
             return "pull"
         all_heads = self.num_heads + self.num_kv_heads
         # the ring moves at most this much, and often far less: rows that nobody else sees stay
@@ -203,6 +203,12 @@ class ContextTask:
     def receives(self) -> bool:
         """Whether this rank's queries see keys of other ranks."""
         return any(step.num_rows for step in self.steps[1:])
+
+    @property
+    def _has_cuts(self) -> bool:
+        """Whether any rank's queries see keys of another."""
+        pairs = itertools.permutations(self._held, 2)
+        return any(bool(self._is_seen(keys, queries=queries).any()) for queries, keys in pairs)
 
     @property
     def _has_divisible_heads(self) -> bool:

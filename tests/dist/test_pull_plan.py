@@ -11,6 +11,7 @@ from hetsched.layout.tokens import IntArray, tokens_of
 from hetsched.parallel.pull_plan import CHUNK, TILE, PullPlan, heads_of_part
 from tests.dist.context_cases import ContextCase, fuzzed
 from tests.dist.context_work import task_of
+from tests.dist.test_context_task import dense, mask_of
 
 
 def plans_of(case: ContextCase) -> list[PullPlan]:
@@ -52,6 +53,19 @@ def check(case: ContextCase, plans: list[PullPlan]) -> None:
 def test_every_tile_waits_for_exactly_the_runs_that_it_needs(cp: int) -> None:
     for case in fuzzed(cp, num_cases=24):
         check(case, plans_of(case))
+
+
+@pytest.mark.parametrize("cp", [1, 2, 3, 4])
+def test_queries_see_in_the_stage_what_the_mask_shows_them(cp: int) -> None:
+    for case in fuzzed(cp, num_cases=24):
+        mask = mask_of(case)
+        for rank in range(cp):
+            own, pulled = tokens_of(case.token_map, rank), task_of(replace(case, forced="pull"), rank).pulled
+            tokens, places = pulled.plan.tokens, pulled.plan.places
+            seen = np.zeros((len(own), pulled.plan.num_rows), bool)
+            seen[:, places] = mask[own][:, tokens]
+            assert np.array_equal(dense(pulled.attention.ranges), seen), case
+            assert seen.sum() == mask[own].sum(), case
 
 
 def test_several_parts_and_long_runs_come_one_part_after_the_other() -> None:
