@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hetsched.kernels.attention.attend import attend
-from hetsched.parallel import ring
+from hetsched.parallel import pull, ring
 from hetsched.parallel.context_task import ContextTask
 from hetsched.parallel.ulysses import attend_by_heads
 
@@ -30,8 +30,8 @@ def context_attention(  # noqa: PLR0913  # as attend, and the group
     """Causal attention of this rank's rows over all rows of their documents, wherever those lie.
 
     All ranks of the group call it, and its backward, in the same order; one whose documents are all its own
-    communicates nothing. On NCCL the group has communicated before, because not all ranks need take part in the first
-    messages.
+    communicates nothing, unless keys are pulled. On NCCL the group has communicated before, because not all ranks need
+    take part in the first messages.
 
     Args:
         q_THD: queries ``[T, H, D]`` of this rank's T rows, in the order of its token map.
@@ -55,10 +55,10 @@ def context_attention(  # noqa: PLR0913  # as attend, and the group
     if group is not None and task.way == "ulysses":
         qkv = (q_THD, k_TKD, v_TKD)
         return attend_by_heads(qkv, task, group=group, scale=scale, is_deterministic=is_deterministic)
-    if group is None or not task.has_messages:
+    if group is None or (task.way == "ring" and not task.has_messages):
         return attend(q_THD, k_TKD, v_TKD, task.steps[0].attention, scale=scale, is_deterministic=is_deterministic)[0]
     call = _Call(task, group, scale, is_deterministic)
-    out: Tensor = _RingAttention.apply(q_THD, k_TKD, v_TKD, call)  # type: ignore[no-untyped-call]
+    out: Tensor = _KeysToQueries.apply(q_THD, k_TKD, v_TKD, call)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -71,10 +71,13 @@ class _Call(NamedTuple):
     is_deterministic: bool
 
 
-class _RingAttention(torch.autograd.Function):
+class _KeysToQueries(torch.autograd.Function):
+    """Pulled or in a ring; gradients of keys go back in a ring."""
+
     @staticmethod
     def forward(ctx: Any, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, call: _Call) -> Tensor:
-        out, lse = ring.forward(q_THD, k_TKD, v_TKD, call.task, group=call.group, scale=call.scale)
+        way = pull if call.task.way == "pull" else ring
+        out, lse = way.forward(q_THD, k_TKD, v_TKD, call.task, group=call.group, scale=call.scale)
         ctx.save_for_backward(q_THD, k_TKD, v_TKD, out, lse)
         ctx.call = call
         return out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -16,8 +16,9 @@ from torch import Tensor
 from hetsched.kernels.attention.ranges import KeyRanges, MaskKind, Span
 from hetsched.kernels.attention.task import AttentionTask
 from hetsched.layout.tokens import IntArray, check_map, tokens_of
+from hetsched.parallel.pull_plan import PullPlan, plan_pulls
 
-Way = Literal["ring", "ulysses"]
+Way = Literal["pull", "ring", "ulysses"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,6 +56,22 @@ class Whole:
     token_in_place: Tensor
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Pulled:
+    """All keys that this rank's queries see, in one stage that copies fill.
+
+    Args:
+        attention: this rank's queries over the rows of the stage.
+        plan: who pulls what.
+        own_places, needs: the plan's, on the device.
+    """
+
+    attention: AttentionTask
+    plan: PullPlan
+    own_places: Tensor
+    needs: Tensor
+
+
 @dataclass(frozen=True, eq=False)
 class ContextTask:
     """Made once per microbatch from integers, alike on every rank, and shared by all layers with the same head counts.
@@ -70,11 +87,14 @@ class ContextTask:
         num_heads, num_kv_heads: of queries and of keys.
         device: where attention is computed.
         window: a query sees itself and the ``window - 1`` positions before it; None is unlimited.
-        forced: the way to communicate; None is the one that moves fewer bytes.
+        forced: the way to communicate; None is to pull where ranks can, otherwise what moves fewer bytes.
+        heads_of_part: heads of keys that are pulled together where ranks can pull, otherwise 0: see
+            :func:`hetsched.parallel.pull.heads_of_part`.
 
     Raises:
         ValueError: a map that does not hold each token once, or a rank's rows that are not in order; a window below 1;
-            a rank that is not in the group; Ulysses forced where cp does not divide both numbers of heads.
+            a rank that is not in the group; Ulysses forced where cp does not divide both numbers of heads, or
+            pulling where ranks cannot.
     """
 
     cu_seqlens: Sequence[int]
@@ -87,6 +107,7 @@ class ContextTask:
     device: torch.device | str = "cpu"
     window: int | None = None
     forced: Way | None = None
+    heads_of_part: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.cp:
@@ -96,6 +117,8 @@ class ContextTask:
         if self.forced == "ulysses" and not self._has_divisible_heads:
             heads = f"num_heads={self.num_heads} and num_kv_heads={self.num_kv_heads}"
             raise ValueError(f"forced='ulysses': cp={self.cp} does not divide {heads}; use 'ring' or None")
+        if self.forced == "pull" and not self.heads_of_part:
+            raise ValueError("forced='pull': heads_of_part=0 says that ranks cannot pull here; use 'ring' or None")
         try:
             check_map(self.token_map, num_ranks=self.cp, num_tokens=self.cu_seqlens[-1])
         except ValueError as error:
@@ -106,13 +129,16 @@ class ContextTask:
 
     @cached_property
     def way(self) -> Way:
-        """How the group communicates: keys to queries in a ring, or rows for heads (Ulysses), in which all rows travel.
+        """How the group communicates: keys to queries, pulled or in a ring, or rows for heads (Ulysses).
 
-        The ring hides its messages behind the steps, so it is taken where bytes are equal. A rank without rows need not
-        be called for it, so it is taken there, too.
+        Pulling hides nearly all of its copies. The ring hides its messages behind the steps, so it is taken where
+        it and Ulysses, in which all rows travel, move as much. A rank without rows need not be called for it, so it is
+        taken there, too, and where nothing travels, because then nobody waits for anybody.
         """
         if self.forced is not None:
             return self.forced
+        if self.heads_of_part and 0 not in self.rows_of_rank and self._has_cuts:
+            return "pull"
         all_heads = self.num_heads + self.num_kv_heads
         # the ring moves at most this much, and often far less: rows that nobody else sees stay
         if not self._has_divisible_heads or 0 in self.rows_of_rank or self.cp * self.num_kv_heads <= all_heads:
@@ -148,6 +174,22 @@ class ContextTask:
         return Whole(attention, *places)
 
     @cached_property
+    def pulled(self) -> Pulled:
+        """For pulling: this rank's rows over all the keys that they see."""
+        num_parts = self.num_kv_heads // self.heads_of_part
+        staged = [self._staged(rank) for rank in range(self.cp)]
+        owner = np.zeros(self.cu_seqlens[-1], np.int64)
+        for rank, tokens in enumerate(self._held):
+            owner[tokens] = rank
+        plan = plan_pulls(staged, self._bounds, owner, rank=self.rank, num_parts=num_parts)
+        ranges = self._ranges(self._held[self.rank], plan.tokens)
+        spans = tuple(replace(span, k_start=int(plan.places[span.k_start])) for span in ranges.spans)
+        ranges = replace(ranges, spans=spans, num_key_rows=plan.num_rows)
+        heads = {"num_heads": self.num_heads, "num_kv_heads": self.num_kv_heads}
+        on_device = (torch.from_numpy(x).to(self.device) for x in (plan.own_places, plan.needs))
+        return Pulled(AttentionTask(ranges, **heads, device=self.device), plan, *on_device)
+
+    @cached_property
     def rows_of_rank(self) -> list[int]:
         """How many rows each rank has."""
         return [len(tokens) for tokens in self._held]
@@ -163,6 +205,12 @@ class ContextTask:
         return any(step.num_rows for step in self.steps[1:])
 
     @property
+    def _has_cuts(self) -> bool:
+        """Whether any rank's queries see keys of another."""
+        pairs = itertools.permutations(self._held, 2)
+        return any(bool(self._is_seen(keys, queries=queries).any()) for queries, keys in pairs)
+
+    @property
     def _has_divisible_heads(self) -> bool:
         return self.num_heads % self.cp == 0 and self.num_kv_heads % self.cp == 0
 
@@ -173,6 +221,12 @@ class ContextTask:
     @cached_property
     def _bounds(self) -> IntArray:
         return np.asarray(self.cu_seqlens, np.int64)
+
+    def _staged(self, rank: int) -> IntArray:
+        """The tokens of a rank's stage: its own and those that its queries see."""
+        own = self._held[rank]
+        others = (keys for other, keys in enumerate(self._held) if other != rank)
+        return np.sort(np.concatenate([own, *(keys[self._is_seen(keys, queries=own)] for keys in others)]))
 
     def _is_seen(self, keys: IntArray, *, queries: IntArray) -> NDArray[np.bool_]:
         """Which keys some query sees: the first one that is not before the key is the only one to ask."""

@@ -17,8 +17,8 @@ from hetsched.kernels.attention.triton_common import MASK_KINDS
 from hetsched.kernels.attention.work import TileShape
 
 HEAD_DIMS = (64, 128)
-_LOG2E = 1.4426950408889634
-_FORWARD, _DKV, _DQ = TileShape(128, 128), TileShape(64, 128), TileShape(128, 128)
+LOG2E = 1.4426950408889634
+FORWARD, _DKV, _DQ = TileShape(128, 128), TileShape(64, 128), TileShape(128, 128)
 
 
 def forward(
@@ -32,19 +32,20 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """As :func:`hetsched.kernels.attention.triton.forward`, for head dims 64 and 128 in bfloat16 or float16."""
     task.check(q_THD, k_SKD, v_SKD)
-    table = task.table("queries", _FORWARD)
+    table = task.table("queries", FORWARD)
     out, lse = carry if carry is not None else outputs(q_THD, table.is_complete)
     if table.num_items:
         q, k, v = packed_heads(q_THD), packed_heads(k_SKD), packed_heads(v_SKD)
         # with a carry, rows go to float32 memory by pointer, and the descriptor only gives the type
         target = q if carry is not None else out
         hopper_forward.forward_kernel[(table.workers.shape[0],)](
-            *(_rows(q, 128), _rows(k, 128), _rows(v, 128), _rows(target, 64), out, lse, *task.bounds),
-            *(table.tiles, table.workers, q.shape[0], table.workers.shape[1]),
-            softmax_scale(q, scale) * _LOG2E,
+            *(rows_of(q, 128), rows_of(k, 128), rows_of(v, 128), rows_of(target, 64), out, lse, *task.bounds),
+            *(table.tiles, table.workers, None, None, None, q.shape[0], table.workers.shape[1], 0, 0),
+            softmax_scale(q, scale) * LOG2E,
             HEADS=task.num_heads,
             CARRY=carry is not None,
-            **_constants(q, task),
+            PULLED=0,
+            **constants(q, task),
         )
     return out, lse
 
@@ -109,13 +110,13 @@ def _dkv(
     if table.num_items:
         dq_rows = None if unscaled_dq is None else ragged_rows(unscaled_dq.flatten(1), 64, q.shape[-1] // 2)
         hopper_backward.dkv_kernel[(table.workers.shape[0],)](
-            *(_rows(q, 64), _rows(dout, 64), _rows(k, 128), _rows(v, 128)),
+            *(rows_of(q, 64), rows_of(dout, 64), rows_of(k, 128), rows_of(v, 128)),
             *(_flat_rows(lse), _flat_rows(delta), dq_rows, dkv),
             *(task.seen_by if task.ranges.kind == "ranges" else None, table.tiles, table.workers, lse.shape[1]),
-            *(k.shape[0], table.workers.shape[1], factor * _LOG2E),
+            *(k.shape[0], table.workers.shape[1], factor * LOG2E),
             KV_HEADS=task.num_kv_heads,
             WITH_DQ=unscaled_dq is not None,
-            **_constants(q, task),
+            **constants(q, task),
         )
     return dkv[0], dkv[1]
 
@@ -126,12 +127,12 @@ def _dq(inputs: tuple[Tensor, ...], task: AttentionTask, factor: float, dq_sum: 
     dq = dq_sum if dq_sum is not None else fresh(q, q.dtype, table.is_complete)
     if table.num_items:
         hopper_dq.dq_kernel[(table.workers.shape[0],)](
-            *(_rows(q, 128), _rows(dout, 128), _rows(k, 128), _rows(v, 128), lse, delta, dq, *task.bounds),
+            *(rows_of(q, 128), rows_of(dout, 128), rows_of(k, 128), rows_of(v, 128), lse, delta, dq, *task.bounds),
             *(table.tiles, table.workers, lse.shape[1], table.workers.shape[1]),
-            *(factor * _LOG2E, factor),
+            *(factor * LOG2E, factor),
             HEADS=task.num_heads,
             ACCUMULATE=dq_sum is not None,
-            **_constants(q, task),
+            **constants(q, task),
         )
     return dq
 
@@ -142,13 +143,14 @@ def _flat_rows(x: Tensor) -> TensorDescriptor:
     return TensorDescriptor.from_tensor(x.flatten(), [64], layout)
 
 
-def _rows(x_THD: Tensor, rows: int) -> TensorDescriptor:
+def rows_of(x_THD: Tensor, rows: int) -> TensorDescriptor:
     """Ragged boxes of ``rows`` rows and one head."""
     num_rows, num_heads, head_dim = x_THD.shape
     return ragged_rows(x_THD.as_strided((num_rows, num_heads * head_dim), (x_THD.stride(0), 1)), rows, head_dim)
 
 
-def _constants(q_THD: Tensor, task: AttentionTask) -> dict[str, int]:
+def constants(q_THD: Tensor, task: AttentionTask) -> dict[str, int]:
+    """What all kernels are compiled for."""
     return {
         "GROUP": task.num_heads // task.num_kv_heads,
         "D": q_THD.shape[-1],

@@ -19,6 +19,7 @@ from hetsched.layout.tokens import tokens_of
 from hetsched.parallel import ring
 from hetsched.parallel.context import ContextTask, context_attention
 from hetsched.parallel.context_task import Whole
+from hetsched.parallel.pull_plan import heads_of_part
 from tests.dist.context_cases import ContextCase
 
 
@@ -52,6 +53,7 @@ def task_of(case: ContextCase, rank: int, *, device: str = "cpu") -> ContextTask
     """The case's task of one rank."""
     options: dict[str, Any] = {"window": case.window, "forced": case.forced, "device": device}
     options |= {"num_heads": case.heads[0], "num_kv_heads": case.heads[1]}
+    options["heads_of_part"] = heads_of_part(case.heads[1]) if case.forced == "pull" else 0
     return ContextTask(case.cu_seqlens, case.token_map, rank=rank, cp=case.cp, **options)
 
 

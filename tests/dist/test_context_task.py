@@ -158,3 +158,15 @@ def test_a_rank_outside_the_group_and_an_empty_window_are_refused() -> None:
         task_of(case, 2)
     with pytest.raises(ValueError, match="window=0"):
         task_of(replace(case, window=0), 0)
+
+
+def test_keys_are_pulled_where_ranks_can_and_any_row_travels() -> None:
+    def way(case: ContextCase) -> str:
+        return replace(task_of(replace(case, forced=None), 0), heads_of_part=2).way
+
+    assert way(ContextCase((800,), 4, "zigzag", (8, 8))) == "pull"
+    assert way(ContextCase((200, 200, 200, 200), 4, "planned", (8, 8))) == "ring"
+    # a rank without rows is not called
+    assert way(ContextCase((800,), 4, "one rank", (4, 2))) == "ring"
+    with pytest.raises(ValueError, match="cannot pull"):
+        replace(task_of(ContextCase((800,), 4), 0), forced="pull")

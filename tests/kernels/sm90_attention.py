@@ -12,11 +12,13 @@ from triton.experimental.gluon._runtime import GluonASTSource
 
 from hetsched.kernels.attention import hopper_backward, hopper_dq, hopper_forward, triton_backward, triton_forward
 from hetsched.kernels.attention.rows import delta_kernel, pad_statistics_kernel, scale_kernel
+from hetsched.kernels.attention.staging import fill_kernel
 from hetsched.kernels.attention.triton import shapes_for
 from tests.kernels.sm90 import Kernel, arguments
 
 CAUSAL, RANGES = 1, 2
 SCALARS = dict.fromkeys(("num_rows", "padded_rows", "total_keys", "num_keys", "width", "num_values"), "i32")
+SCALARS |= dict.fromkeys(("landed", "part_rows", "stage_rows"), "i32")
 SCALARS |= dict.fromkeys(("q_stride", "k_stride", "v_stride"), "i32")
 SCALARS |= dict.fromkeys(("scale_log2", "scale", "inverse_scale"), "fp32")
 ALIGNED = ("padded_rows",)
@@ -45,9 +47,11 @@ def portable_kernels() -> Iterator[Kernel]:
         (delta_kernel, {"HEADS": 16, "D": 128, "BLOCK_D": 128, "ROWS": 64}),
         (pad_statistics_kernel, {}),
         (scale_kernel, {"ACCUMULATE": True, "VALUES": 4096}),
+        (fill_kernel, {"HEADS": 4, "D": 128, "ROWS": 64}),
     ]
     for kernel, constants in rows:
-        floats = {name: "*fp32" for name in kernel.arg_names if name.endswith("_ptr") and name != "blocks_ptr"}
+        integers = ("blocks_ptr", "places_ptr")
+        floats = {x: "*fp32" for x in kernel.arg_names if x.endswith("_ptr") and x not in integers}
         yield Kernel(kernel.__name__, _source(ASTSource, kernel, constants, floats))
 
 
@@ -56,6 +60,7 @@ def hopper_kernels() -> Iterator[Kernel]:
     for dim in (64, 128):
         for kernel in (hopper_forward.forward_kernel, hopper_backward.dkv_kernel, hopper_dq.dq_kernel):
             plain = {"HEADS": 16, "KV_HEADS": 16, "GROUP": 1, "D": dim, "WITH_DQ": False, "dq_desc": None}
+            plain |= {"PULLED": 0, "needs_ptr": None, "counter_ptr": None, "lost_ptr": None}
             variants = [
                 plain | {"MASK": CAUSAL, "CARRY": False, "ACCUMULATE": False, "seen_ptr": None},
                 plain | {"MASK": RANGES, "KV_HEADS": 4, "GROUP": 4, "CARRY": True, "ACCUMULATE": True},
@@ -69,6 +74,9 @@ def hopper_kernels() -> Iterator[Kernel]:
                 types = _hopper_types(dim, 64 if kernel is hopper_backward.dkv_kernel else 128, bool(variant["CARRY"]))
                 name = f"hopper {kernel.__name__} d{dim} mask {variant['MASK']} dq {variant['WITH_DQ']}"
                 yield Kernel(name, _source(GluonASTSource, kernel, variant, types))
+        pulled = {"HEADS": 16, "GROUP": 4, "D": dim, "MASK": RANGES, "CARRY": False, "PULLED": 2}
+        source = _source(GluonASTSource, hopper_forward.forward_kernel, pulled, _hopper_types(dim, 128, False))
+        yield Kernel(f"hopper forward_kernel d{dim} pulled", source)
 
 
 def _hopper_types(dim: int, query_rows: int, is_step: bool) -> dict[str, str]:

@@ -1,0 +1,202 @@
+"""Attention over keys that other ranks of the host hold: copy engines pull them while one kernel runs over all of them.
+
+Every rank packs its keys and values into memory that the others can read, and tells them. Once all have, each pulls
+the rows that its queries need, nearest need first, and a counter says how many copies have landed; the kernel starts at
+once and waits for that counter tile by tile. Output and lse stay in registers over all keys: nothing is merged.
+
+The kernel holds every multiprocessor while it waits, and waits only for copies of its own GPU that are enqueued before
+it and need no multiprocessor. What might need one elsewhere, other ranks' packing, is over before it starts.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import socket
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from hetsched.kernels.attention import staging
+from hetsched.kernels.attention.backends import choose
+from hetsched.kernels.put import library
+from hetsched.kernels.put.pull import pull_runs
+from hetsched.parallel import pull_plan
+from hetsched.parallel.context_task import ContextTask
+
+log = logging.getLogger("hetsched")
+_HALF = 1 << 31
+
+
+def heads_of_part(group: dist.ProcessGroup, like: Tensor, *, num_kv_heads: int, head_dim: int) -> int:
+    """How many heads of keys are pulled together, for :class:`ContextTask`; 0 where ranks cannot pull.
+
+    All ranks of the group call it, with tensors alike; the first call communicates.
+
+    Args:
+        group: the ranks.
+        like: of the dtype and on the device of queries.
+        num_kv_heads, head_dim: of keys.
+    """
+    reason = _why_not(group, like.new_empty(0, 1, head_dim))
+    _tell(reason)
+    return 0 if reason else pull_plan.heads_of_part(num_kv_heads)
+
+
+def forward(
+    q_THD: Tensor,
+    k_TKD: Tensor,
+    v_TKD: Tensor,
+    task: ContextTask,
+    *,
+    group: dist.ProcessGroup,
+    scale: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Output and lse of this rank's queries over the keys of all ranks, all of which call it.
+
+    Args:
+        q_THD, k_TKD, v_TKD: this rank's rows.
+        task: of the microbatch.
+        group: its ranks.
+        scale: factor of the scores, by default ``1 / sqrt(D)``.
+
+    Returns:
+        output ``[T, H, D]`` of q's dtype; lse ``[H, T]``, natural log, float32.
+
+    Raises:
+        ValueError: inputs that the kernels for Hopper do not take.
+        RuntimeError: in an earlier call some copies did not land within seconds; its output was wrong.
+    """
+    from hetsched.kernels.attention import hopper_pull
+
+    if choose(q_THD) != "hopper":
+        raise ValueError(f"keys of dtype {k_TKD.dtype} on {k_TKD.device} cannot be pulled; use forced='ring'")
+    pulled, heads = task.pulled, task.heads_of_part
+    plan, num_runs = pulled.plan, len(pulled.plan.runs)
+    station = _station(group)
+    stages = station.open((task.num_kv_heads // heads * plan.num_rows, 2 * heads * k_TKD.shape[2]), k_TKD.dtype)
+    stage = stages[task.rank].view(-1, plan.num_rows, 2, heads, k_TKD.shape[2])
+    staging.fill(stage, k_TKD, v_TKD, pulled.own_places)
+    landed = station.pull(stages, torch.from_numpy(plan.runs), num_runs)
+    staged = hopper_pull.Staged(stage, pulled.needs, station.counter, landed, station.lost)
+    result = hopper_pull.forward(q_THD, staged, pulled.attention, scale=scale)
+    station.close()
+    return result
+
+
+class Station:
+    """What one rank keeps for a group: memory that the others read, and counters of who is ready and who is done.
+
+    Calls are numbered alike on all ranks. In each, ``open`` holds the stream until the others have read what the
+    last call packed, ``pull`` until the others have packed, and ``close`` until the copies have landed.
+    """
+
+    def __init__(self, group: dist.ProcessGroup, device: torch.device) -> None:
+        self._group, self._rank, self._size, self._device = group, group.rank(), group.size(), device
+        self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._number, self._landed, self._num_bytes = 0, 0, 0
+        self._memory: Any = None
+        self._stages: dict[tuple[tuple[int, int], torch.dtype], list[Tensor]] = {}
+        self.counter = torch.zeros(1, dtype=torch.int32, device=device)
+        # in the host's memory, so that looking at it does not wait for the GPU
+        self.lost = torch.zeros(1, dtype=torch.int32, pin_memory=True)
+        # two for each rank: its call up to which it is ready, and up to which it is done with this rank's memory
+        signals, shared = self._shared(8 * self._size)
+        signals.zero_()
+        self._signals = signals.view(torch.int32).view(self._size, 2, 1)
+        self._signals_at = {rank: shared.get_buffer(rank, (self._size, 2, 1), torch.int32) for rank in self._others()}
+        self._meet()
+
+    def open(self, shape: tuple[int, int], dtype: torch.dtype) -> list[Tensor]:
+        """The stages of all ranks, alike on all of them; this rank's may now be written."""
+        if int(self.lost[0]):
+            raise RuntimeError("pulled keys did not arrive within seconds in an earlier call: its output was wrong")
+        for rank in self._others():
+            library.stream_wait_value(self._signals[rank, 1], self._number)
+        self._number = (self._number + 1) % _HALF
+        num_bytes = shape[0] * shape[1] * dtype.itemsize
+        if num_bytes > self._num_bytes:
+            self._grow(num_bytes)
+        key = (shape, dtype)
+        if key not in self._stages:
+            self._stages[key] = [self._memory.get_buffer(rank, shape, dtype) for rank in range(self._size)]
+        return self._stages[key]
+
+    def pull(self, stages: list[Tensor], runs: Tensor, num_runs: int) -> int:
+        """Starts the copies; returns what the counter is before the first of them."""
+        stream = torch.cuda.current_stream(self._device)
+        for rank in self._others():
+            library.stream_write_value(self._signals_at[rank][self._rank, 0], self._number)
+        for rank in self._others():
+            library.stream_wait_value(self._signals[rank, 0], self._number)
+        self._copies.wait_stream(stream)
+        landed, self._landed = self._landed, _wrapped(self._landed + num_runs)
+        with torch.cuda.stream(self._copies):
+            pull_runs(stages, stages[self._rank], runs, counter=self.counter, first=_wrapped(landed + 1))
+            for rank in self._others():
+                library.stream_write_value(self._signals_at[rank][self._rank, 1], self._number)
+        return landed
+
+    def close(self) -> None:
+        """Before this rank's stage is written again, its copies have landed."""
+        torch.cuda.current_stream(self._device).wait_stream(self._copies)
+
+    def _others(self) -> list[int]:
+        return [(self._rank + i) % self._size for i in range(1, self._size)]
+
+    def _grow(self, num_bytes: int) -> None:
+        # all ranks come here in the same call: the stages of the last one are no longer read once all have met
+        self._meet()
+        self._stages.clear()
+        self._memory, self._num_bytes = None, num_bytes + num_bytes // 4
+        stage, self._memory = self._shared(self._num_bytes)
+        stage.zero_()
+        self._meet()
+
+    def _shared(self, num_bytes: int) -> tuple[Tensor, Any]:
+        from torch.distributed import _symmetric_memory as symmetric
+
+        memory = symmetric.empty(num_bytes, dtype=torch.uint8, device=self._device)
+        return memory, symmetric.rendezvous(memory, self._group)
+
+    def _meet(self) -> None:
+        torch.cuda.synchronize(self._device)
+        dist.barrier(self._group)
+        torch.cuda.synchronize(self._device)
+
+
+def _wrapped(count: int) -> int:
+    """As a signed 32-bit number."""
+    return (count + _HALF) % (2 * _HALF) - _HALF
+
+
+@functools.cache
+def _station(group: dist.ProcessGroup) -> Station:
+    return Station(group, torch.device("cuda", torch.cuda.current_device()))
+
+
+@functools.cache
+def _num_hosts(group: dist.ProcessGroup) -> int:
+    names: list[Any] = [None] * group.size()
+    dist.all_gather_object(names, socket.gethostname(), group=group)
+    return len(set(names))
+
+
+def _why_not(group: dist.ProcessGroup, like: Tensor) -> str | None:
+    """Why ranks cannot pull; the same on all of them."""
+    if choose(like) != "hopper":
+        return "the attention kernels for Hopper do not run on these inputs"
+    reason = library.missing()
+    if reason is not None:
+        return reason
+    if _num_hosts(group) > 1:
+        return "the group's ranks are on several hosts"
+    return None
+
+
+@functools.cache
+def _tell(reason: str | None) -> None:
+    """Once for each reason."""
+    log.info("context attention pulls keys" if reason is None else f"context attention pulls no keys: {reason}")
