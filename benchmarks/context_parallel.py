@@ -20,7 +20,7 @@ import random
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ from hetsched.layout.tokens import Group, spread_zigzag, tokens_of
 from hetsched.parallel import ring
 from hetsched.parallel.context import ContextTask, context_attention
 from hetsched.parallel.context_task import Way
-from hetsched.parallel.pull import heads_of_part
+from hetsched.parallel.pull import where_possible
 
 Launch = Callable[[], Any]
 HEAD_DIM = 128
@@ -98,9 +98,6 @@ class Problem:
             "num_kv_heads": kv_heads,
             "device": torch.device("cuda", rank),
         }
-        group = dist.group.WORLD
-        assert group is not None
-        self.part = {"heads_of_part": heads_of_part(group, q, num_kv_heads=kv_heads, head_dim=HEAD_DIM)}
 
     @property
     def has_peer(self) -> bool:
@@ -109,8 +106,10 @@ class Problem:
         return len(self.case.lengths) == 1 and self.case.num_heads == self.case.num_kv_heads and is_alike
 
     def task(self, forced: Way | None) -> ContextTask:
-        options = self.heads | self.part
-        return ContextTask(self.cu_seqlens, self.token_map, rank=self.rank, cp=self.cp, forced=forced, **options)
+        task = ContextTask(self.cu_seqlens, self.token_map, rank=self.rank, cp=self.cp, **self.heads)
+        assert dist.group.WORLD is not None
+        task = where_possible(task, group=dist.group.WORLD, like=self.dout, head_dim=HEAD_DIM)
+        return replace(task, forced=forced)
 
     def all_keys(self) -> AttentionTask:
         """Own queries over all keys, which are all here."""
@@ -264,7 +263,7 @@ def measure(case: Case, rank: int, cp: int, options: argparse.Namespace) -> dict
     problem, group = Problem(case, rank, cp), dist.group.WORLD
     assert group is not None
     variants = {"compute only": compute_only(problem), "ring": in_group(problem, "ring", group)}
-    if problem.part["heads_of_part"]:
+    if problem.task(None).heads_of_part:
         variants["pull"] = in_group(problem, "pull", group)
     if case.num_kv_heads % cp == 0:
         variants["ulysses"] = in_group(problem, "ulysses", group)

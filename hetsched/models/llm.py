@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hetsched import ops
 from hetsched.models.attention import Attend, Rotary, SelfAttention, SequencePadding, packed_attention
 from hetsched.parallel.context import ContextTask, context_attention
-from hetsched.parallel.pull import heads_of_part
+from hetsched.parallel.pull import where_possible
 from hetsched.plan.model import LLMConfig, stage_layers
 from hetsched.runtime.stage import StageMeta
 
@@ -138,6 +138,6 @@ class LLMStage(nn.Module):
             num_heads=num_heads,
             num_kv_heads=num_kv_heads,
             device=rows.device,
-            heads_of_part=heads_of_part(self._context_group, rows, num_kv_heads=num_kv_heads, head_dim=self.head_size),
         )
+        task = where_possible(task, group=self._context_group, like=rows, head_dim=self.head_size)
         return partial(context_attention, task=task, group=self._context_group)

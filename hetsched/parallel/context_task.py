@@ -89,7 +89,7 @@ class ContextTask:
         window: a query sees itself and the ``window - 1`` positions before it; None is unlimited.
         forced: the way to communicate; None is to pull where ranks can, otherwise what moves fewer bytes.
         heads_of_part: heads of keys that are pulled together where ranks can pull, otherwise 0: see
-            :func:`hetsched.parallel.pull.heads_of_part`.
+            :func:`hetsched.parallel.pull.where_possible`.
 
     Raises:
         ValueError: a map that does not hold each token once, or a rank's rows that are not in order; a window below 1;

@@ -6,6 +6,9 @@ once and waits for that counter tile by tile. Output and lse stay in registers o
 
 The kernel holds every multiprocessor while it waits, and waits only for copies of its own GPU that are enqueued before
 it and need no multiprocessor. What might need one elsewhere, other ranks' packing, is over before it starts.
+
+The packed and pulled rows of one layer stay allocated, 1.25 times as many as the largest call so far needed, which is
+at most the whole sequence's keys and values. Where that is too much, force the ring: it holds one source's at a time.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 import functools
 import logging
 import socket
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,21 +32,27 @@ from hetsched.parallel.context_task import ContextTask
 
 log = logging.getLogger("hetsched")
 _HALF = 1 << 31
+_MOST_SHAPES = 64
+"""Microbatches have shapes of their own, and layers share them."""
 
 
-def heads_of_part(group: dist.ProcessGroup, like: Tensor, *, num_kv_heads: int, head_dim: int) -> int:
-    """How many heads of keys are pulled together, for :class:`ContextTask`; 0 where ranks cannot pull.
+def where_possible(task: ContextTask, *, group: dist.ProcessGroup, like: Tensor, head_dim: int) -> ContextTask:
+    """The task, with keys pulled where the group's ranks can and unless it forces another way.
 
-    All ranks of the group call it, with tensors alike; the first call communicates.
+    All ranks that have rows call it, with tensors alike.
 
     Args:
-        group: the ranks.
+        task: of the microbatch.
+        group: its ranks.
         like: of the dtype and on the device of queries.
-        num_kv_heads, head_dim: of keys.
+        head_dim: of queries and keys.
     """
+    if 0 in task.rows_of_rank:
+        # the first look at a group communicates, and a rank without rows is not called
+        return task
     reason = _why_not(group, like.new_empty(0, 1, head_dim))
     _tell(reason)
-    return 0 if reason else pull_plan.heads_of_part(num_kv_heads)
+    return task if reason else replace(task, heads_of_part=pull_plan.heads_of_part(task.num_kv_heads))
 
 
 def forward(
@@ -74,12 +84,12 @@ def forward(
     if choose(q_THD) != "hopper":
         raise ValueError(f"keys of dtype {k_TKD.dtype} on {k_TKD.device} cannot be pulled; use forced='ring'")
     pulled, heads = task.pulled, task.heads_of_part
-    plan, num_runs = pulled.plan, len(pulled.plan.runs)
+    plan = pulled.plan
     station = _station(group)
     stages = station.open((task.num_kv_heads // heads * plan.num_rows, 2 * heads * k_TKD.shape[2]), k_TKD.dtype)
     stage = stages[task.rank].view(-1, plan.num_rows, 2, heads, k_TKD.shape[2])
     staging.fill(stage, k_TKD, v_TKD, pulled.own_places)
-    landed = station.pull(stages, torch.from_numpy(plan.runs), num_runs)
+    landed = station.pull(stages, torch.from_numpy(plan.runs))
     staged = hopper_pull.Staged(stage, pulled.needs, station.counter, landed, station.lost)
     result = hopper_pull.forward(q_THD, staged, pulled.attention, scale=scale)
     station.close()
@@ -97,16 +107,16 @@ class Station:
         self._group, self._rank, self._size, self._device = group, group.rank(), group.size(), device
         self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._number, self._landed, self._num_bytes = 0, 0, 0
-        self._memory: Any = None
+        self._memory: tuple[Tensor, Any] | None = None
         self._stages: dict[tuple[tuple[int, int], torch.dtype], list[Tensor]] = {}
         self.counter = torch.zeros(1, dtype=torch.int32, device=device)
         # in the host's memory, so that looking at it does not wait for the GPU
         self.lost = torch.zeros(1, dtype=torch.int32, pin_memory=True)
         # two for each rank: its call up to which it is ready, and up to which it is done with this rank's memory
-        signals, shared = self._shared(8 * self._size)
-        signals.zero_()
-        self._signals = signals.view(torch.int32).view(self._size, 2, 1)
-        self._signals_at = {rank: shared.get_buffer(rank, (self._size, 2, 1), torch.int32) for rank in self._others()}
+        memory, self._signals_shared = self._shared(8 * self._size)
+        self._signals = memory.zero_().view(torch.int32).view(self._size, 2, 1)
+        buffer = self._signals_shared.get_buffer
+        self._signals_at = {rank: buffer(rank, (self._size, 2, 1), torch.int32) for rank in self._others()}
         self._meet()
 
     def open(self, shape: tuple[int, int], dtype: torch.dtype) -> list[Tensor]:
@@ -115,16 +125,19 @@ class Station:
             raise RuntimeError("pulled keys did not arrive within seconds in an earlier call: its output was wrong")
         for rank in self._others():
             library.stream_wait_value(self._signals[rank, 1], self._number)
-        self._number = (self._number + 1) % _HALF
+        self._number = _wrapped(self._number + 1)
         num_bytes = shape[0] * shape[1] * dtype.itemsize
         if num_bytes > self._num_bytes:
             self._grow(num_bytes)
         key = (shape, dtype)
         if key not in self._stages:
-            self._stages[key] = [self._memory.get_buffer(rank, shape, dtype) for rank in range(self._size)]
+            if len(self._stages) == _MOST_SHAPES:
+                self._stages.clear()
+            assert self._memory is not None
+            self._stages[key] = [self._memory[1].get_buffer(rank, shape, dtype) for rank in range(self._size)]
         return self._stages[key]
 
-    def pull(self, stages: list[Tensor], runs: Tensor, num_runs: int) -> int:
+    def pull(self, stages: list[Tensor], runs: Tensor) -> int:
         """Starts the copies; returns what the counter is before the first of them."""
         stream = torch.cuda.current_stream(self._device)
         for rank in self._others():
@@ -132,7 +145,7 @@ class Station:
         for rank in self._others():
             library.stream_wait_value(self._signals[rank, 0], self._number)
         self._copies.wait_stream(stream)
-        landed, self._landed = self._landed, _wrapped(self._landed + num_runs)
+        landed, self._landed = self._landed, _wrapped(self._landed + runs.shape[0])
         with torch.cuda.stream(self._copies):
             pull_runs(stages, stages[self._rank], runs, counter=self.counter, first=_wrapped(landed + 1))
             for rank in self._others():
@@ -151,8 +164,8 @@ class Station:
         self._meet()
         self._stages.clear()
         self._memory, self._num_bytes = None, num_bytes + num_bytes // 4
-        stage, self._memory = self._shared(self._num_bytes)
-        stage.zero_()
+        self._memory = self._shared(self._num_bytes)
+        self._memory[0].zero_()
         self._meet()
 
     def _shared(self, num_bytes: int) -> tuple[Tensor, Any]:
@@ -162,9 +175,11 @@ class Station:
         return memory, symmetric.rendezvous(memory, self._group)
 
     def _meet(self) -> None:
-        torch.cuda.synchronize(self._device)
+        # this stream only: on others there may be messages that wait for what is enqueued later
+        stream = torch.cuda.current_stream(self._device)
+        stream.synchronize()
         dist.barrier(self._group)
-        torch.cuda.synchronize(self._device)
+        stream.synchronize()
 
 
 def _wrapped(count: int) -> int:
