@@ -14,6 +14,8 @@ from tests.dist.pool import Pool, RanksFailed
 from tests.dist.test_parity import CUT, check_against, expected, layout
 from tests.dist.work import train_on_ranks
 
+TIMEOUT_S = 12.0
+"""The other rank waits so long once one has failed."""
 PLANS = {
     "non-colocated": dict(vision=layout(dp=2), llm=layout(2, dp=2), world_size=4),
     "cp 2 pp 2, fill, 2 in flight": dict(
@@ -32,7 +34,7 @@ def test_a_right_job_trains_as_ever(ranks: Pool, case: str) -> None:
 def test_swapped_messages_are_named_by_edge_microbatch_and_ranks(ranks: Pool) -> None:
     plan = make_plan(vision=layout(dp=2), llm=layout(pp=2), world_size=2)
     with pytest.raises(RanksFailed) as failed:
-        ranks.run(train_on_ranks, plan, "equal", "two swapped receives", True, num_ranks=2)
+        ranks.run(train_on_ranks, plan, "equal", "two swapped receives", True, TIMEOUT_S, num_ranks=2)
     text = str(failed.value)
     assert "llm stages 0 and 1, forward, microbatch 1: rank 0 sent and rank 1 expects something else" in text
     assert "the microbatch is 0 there and 1 here" in text
@@ -46,7 +48,7 @@ def train_with_another_plan(plan: Plan) -> None:
         return original(plan, samples[::-1] if dist.get_rank() else samples, **options)
 
     with mock.patch.object(engine, "plan_step", reversed_samples):
-        train_on_ranks(plan, "equal", None, True)
+        train_on_ranks(plan, "equal", None, True, TIMEOUT_S)
 
 
 def test_a_rank_that_decided_otherwise_is_noticed_at_its_first_message(ranks: Pool) -> None:

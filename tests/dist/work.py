@@ -44,11 +44,13 @@ def source_of(plan: Plan, items: str) -> DataSource:
     return RaggedSource(plan.seed, items=items, modules=encoders)
 
 
-def train_on_ranks(plan: Plan, items: str, mutant: str | None = None, is_debug: bool = False) -> RankTrained:
+def train_on_ranks(
+    plan: Plan, items: str, mutant: str | None = None, is_debug: bool = False, timeout_s: float = 30.0
+) -> RankTrained:
     """Plain SGD with the engine."""
     undo = apply_mutant(mutant)
     try:
-        engine = Engine(plan, builders(plan), timeout_s=30.0, is_debug=is_debug)
+        engine = Engine(plan, builders(plan), timeout_s=timeout_s, is_debug=is_debug)
         source = source_of(plan, items)
         result = RankTrained([], [], {}, [])
         for batch in batches(items):
