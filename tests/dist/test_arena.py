@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from itertools import pairwise, permutations
 
+import pytest
+
 from hetsched.graph import make_topology
+from hetsched.layout.routes import segments_of
+from hetsched.plan import Plan
 from hetsched.runtime.exchange import Wire
 from hetsched.runtime.sizes import largest_messages
 from hetsched.runtime.transport.links import make_links
@@ -16,6 +20,11 @@ from tests.dist.ragged import RaggedSource
 
 PLAN = make_plan(
     vision="first_rank = 0\nlayout.dp = 4", llm="first_rank = 0\nlayout = { dp = 2, pp = 2 }", world_size=4
+)
+CUT = make_plan(
+    vision="first_rank = 0\nlayout.dp = 4",
+    llm="first_rank = 0\nlayout = { cp = 2, pp = 2 }\nshortest_cut = 1",
+    world_size=4,
 )
 
 
@@ -32,21 +41,28 @@ def test_no_byte_of_an_arena_belongs_to_two_wires() -> None:
         assert all(start % 128 == 0 and start + size <= num_bytes for start, size in spans)
 
 
-def test_the_largest_messages_are_those_of_the_routes_and_shares() -> None:
-    channels, source = Channels(PLAN), RaggedSource(0, items="many")
-    step = plan_step(PLAN, [source.describe(i) for i in range(17)])
-    largest = largest_messages(PLAN, step, channels)
+@pytest.mark.parametrize("plan", [PLAN, CUT], ids=["dp 2", "cp 2"])
+def test_the_largest_messages_are_those_of_the_routes_and_shares(plan: Plan) -> None:
+    channels, source = Channels(plan), RaggedSource(0, items="many")
+    step = plan_step(plan, [source.describe(i) for i in range(17)])
+    largest = largest_messages(plan, step, channels)
     seen: dict[int, int] = {}
     for (edge, _), crossing in step.crossings.items():
-        for is_forward, route in ((True, crossing.forward), (False, crossing.backward)):
-            channel = channels.of(edge, 0, is_forward=is_forward)
+        for is_forward, array in ((True, crossing.forward), (False, crossing.backward)):
+            channel, route = channels.of(edge, 0, is_forward=is_forward), segments_of(array)
             for ends in {(s.src_rank, s.dst_rank) for s in route if s.src_rank != s.dst_rank}:
                 rows = sum(s.num_rows for s in route if (s.src_rank, s.dst_rank) == ends)
                 num_bytes = rows * channel.hidden * channel.dtype.itemsize
                 seen[channel.tag] = max(seen.get(channel.tag, 0), num_bytes)
     assert seen
     assert {tag: largest[tag] for tag in seen} == seen
-    tokens = max(share.num_tokens for (module, _), shares in step.shares.items() if module == "llm" for share in shares)
+    tokens = max(
+        len(held.positions(cp))
+        for (module, _), replicas in step.shares.items()
+        for held in replicas
+        for cp in range(plan.modules[module].layout.cp)
+        if module == "llm"
+    )
     pipeline = channels.of("llm", 0, is_forward=False)
     assert largest[pipeline.tag] == tokens * pipeline.hidden * pipeline.dtype.itemsize
 
