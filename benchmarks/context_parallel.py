@@ -20,7 +20,7 @@ import random
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.attention import MAX_ERROR, environment, heat
+from benchmarks.attention import MAX_ERROR, Case, environment, heat
 from hetsched.kernels.attention import attend
 from hetsched.kernels.attention.ranges import KeyRanges, Span, packed_ranges
 from hetsched.kernels.attention.task import AttentionTask
@@ -44,20 +44,6 @@ from hetsched.parallel.pull import where_possible
 
 Launch = Callable[[], Any]
 HEAD_DIM = 128
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """Documents and heads."""
-
-    name: str
-    lengths: tuple[int, ...]
-    num_heads: int = 16
-    num_kv_heads: int = 16
-
-    @property
-    def forward_flops(self) -> float:
-        return 4.0 * HEAD_DIM * self.num_heads * sum(n * (n + 1) / 2 for n in self.lengths)
 
 
 def cases(tokens: list[int]) -> list[Case]:

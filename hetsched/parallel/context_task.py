@@ -15,8 +15,8 @@ from torch import Tensor
 
 from hetsched.kernels.attention.ranges import KeyRanges, MaskKind, Span
 from hetsched.kernels.attention.task import AttentionTask
+from hetsched.layout.pulls import PullPlan, plan_pulls
 from hetsched.layout.tokens import IntArray, check_map, tokens_of
-from hetsched.parallel.pull_plan import PullPlan, plan_pulls
 
 Way = Literal["pull", "ring", "ulysses"]
 

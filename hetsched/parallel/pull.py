@@ -27,7 +27,7 @@ from hetsched.kernels.attention import staging
 from hetsched.kernels.attention.backends import choose
 from hetsched.kernels.put import library
 from hetsched.kernels.put.pull import pull_runs
-from hetsched.parallel import pull_plan
+from hetsched.layout import pulls
 from hetsched.parallel.context_task import ContextTask
 
 log = logging.getLogger("hetsched")
@@ -52,7 +52,7 @@ def where_possible(task: ContextTask, *, group: dist.ProcessGroup, like: Tensor,
         return task
     reason = _why_not(group, like.new_empty(0, 1, head_dim))
     _tell(reason)
-    return task if reason else replace(task, heads_of_part=pull_plan.heads_of_part(task.num_kv_heads))
+    return task if reason else replace(task, heads_of_part=pulls.heads_of_part(task.num_kv_heads))
 
 
 def forward(
@@ -64,16 +64,7 @@ def forward(
     group: dist.ProcessGroup,
     scale: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Output and lse of this rank's queries over the keys of all ranks, all of which call it.
-
-    Args:
-        q_THD, k_TKD, v_TKD: this rank's rows.
-        task: of the microbatch.
-        group: its ranks.
-        scale: factor of the scores, by default ``1 / sqrt(D)``.
-
-    Returns:
-        output ``[T, H, D]`` of q's dtype; lse ``[H, T]``, natural log, float32.
+    """As :func:`hetsched.parallel.ring.forward`, for 16-bit floats; all ranks of the group call it.
 
     Raises:
         ValueError: inputs that the kernels for Hopper do not take.

@@ -83,8 +83,9 @@ class Engine:
         self._lane = next(i for i, ranks in enumerate(self._lanes) if self.rank in ranks)
         timeout = timedelta(seconds=timeout_s)
         transport = self._make_transport(timeout)
-        self._checked = CheckedTransport(transport, timeout=timeout) if is_debug else None
-        self._exchange = Exchange(self.rank, self._checked or transport, device=self.device)
+        if is_debug:
+            transport = CheckedTransport(transport, timeout=timeout)
+        self._is_debug, self._exchange = is_debug, Exchange(self.rank, transport, device=self.device)
         self.recorder = Recorder()
         self._executor = Executor(
             self.stages,
@@ -213,13 +214,17 @@ class Engine:
 
     def _run(self, work: RankStep, step: StepPlan, *, is_training: bool) -> StepResult:
         self._last_program = step.program
-        largest = {} if self.plan.transport == "gloo" else largest_messages(self.plan, step, self._channels)
-        setup = StepSetup(self._seen.add(step, is_training=is_training), largest)
-        if self._checked is not None:
-            self._checked.step_digest = step.digest
+        setup = self._setup(step, is_training=is_training)
         self.recorder.begin_step()
         with self._exchange.step(setup):
             return self._executor.run(step.program.lanes[self._lane], work, is_training=is_training)
+
+    def _setup(self, step: StepPlan, *, is_training: bool) -> StepSetup:
+        digest = step.digest if self._is_debug else 0
+        if self.device.type == "cpu":
+            return StepSetup(digest=digest)
+        is_new = self._seen.add(step, is_training=is_training)
+        return StepSetup(is_new, largest_messages(self.plan, step, self._channels), digest)
 
     def _report(self, batch: Batch, step: StepPlan, result: StepResult) -> StepReport:
         elapsed, waited = self.recorder.now() / 1e9, self.recorder.waited_ns / 1e9

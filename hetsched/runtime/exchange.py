@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -85,11 +85,13 @@ class StepSetup:
 
     Args:
         may_load_kernels: then nothing may wait on a device for a peer.
-        largest_bytes: of the messages of each channel, by tag; not counted for gloo, which needs no slots.
+        largest_bytes: of the messages of each channel, by tag.
+        digest: of the step plan, where messages are compared.
     """
 
-    may_load_kernels: bool
-    largest_bytes: Mapping[int, int]
+    may_load_kernels: bool = False
+    largest_bytes: Mapping[int, int] = field(default_factory=dict)
+    digest: int = 0
 
 
 class Transport(Protocol):

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from hetsched.kernels.attention import attend
 from hetsched.kernels.attention.ranges import KeyRanges
+from hetsched.layout.pulls import heads_of_part
 from hetsched.layout.tokens import tokens_of
 from hetsched.parallel import ring
 from hetsched.parallel.context import ContextTask, context_attention
 from hetsched.parallel.context_task import Whole
-from hetsched.parallel.pull_plan import heads_of_part
 from tests.dist.context_cases import ContextCase
 
 

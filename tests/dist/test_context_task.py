@@ -16,6 +16,7 @@ from hetsched.layout.tokens import IntArray, tokens_of
 from hetsched.parallel.context_task import ContextTask
 from tests.dist.context_cases import ContextCase
 from tests.dist.context_work import task_of
+from tests.kernels.attention_cases import dense
 
 
 def mask_of(case: ContextCase) -> NDArray[np.bool_]:
@@ -24,14 +25,6 @@ def mask_of(case: ContextCase) -> NDArray[np.bool_]:
     document = np.repeat(np.arange(len(case.lengths)), case.lengths)
     distance = np.arange(total)[:, None] - np.arange(total)[None, :]
     return (document[:, None] == document) & (distance >= 0) & (distance < (case.window or total + 1))
-
-
-def dense(ranges: KeyRanges) -> NDArray[np.bool_]:
-    mask = np.zeros((ranges.num_query_rows, ranges.num_key_rows), bool)
-    for span in ranges.spans:
-        for row in range(span.q_start, span.q_start + span.num_queries):
-            mask[row, span.k_start + ranges.lo[row] : span.k_start + ranges.hi[row]] = True
-    return mask
 
 
 def by_document(case: ContextCase, tokens: IntArray) -> list[IntArray]:

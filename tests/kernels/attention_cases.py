@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hetsched.kernels.attention import attend, naive
@@ -108,3 +110,12 @@ def poison(device: str) -> None:
         for size in (1 << 12, 1 << 16, 1 << 20, 1 << 24):
             del_me = [torch.full((size,), float("nan"), device=device) for _ in range(4)]
             del del_me
+
+
+def dense(ranges: KeyRanges) -> NDArray[np.bool_]:
+    """The mask that the ranges describe, query rows by key rows."""
+    mask = np.zeros((ranges.num_query_rows, ranges.num_key_rows), bool)
+    for span in ranges.spans:
+        for row in range(span.q_start, span.q_start + span.num_queries):
+            mask[row, span.k_start + ranges.lo[row] : span.k_start + ranges.hi[row]] = True
+    return mask

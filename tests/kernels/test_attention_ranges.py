@@ -9,8 +9,9 @@ import pytest
 from numpy.typing import NDArray
 
 from hetsched.kernels.attention import work
-from hetsched.kernels.attention.ranges import Block, KeyRanges, packed_ranges, seen_by, sharded_ranges
+from hetsched.kernels.attention.ranges import Block, packed_ranges, seen_by, sharded_ranges
 from hetsched.kernels.attention.work import TileShape
+from tests.kernels.attention_cases import dense
 
 BLOCKS = ((), (Block(0, 2, 5),), (Block(0, 0, 3), Block(0, 4, 7), Block(1, 1, 2)))
 
@@ -20,15 +21,6 @@ def sees(query: int, key: int, window: int | None, blocks: list[Block]) -> bool:
     if any(block.start <= query < block.stop and block.start <= key < block.stop for block in blocks):
         return True
     return key <= query and (window is None or key > query - window)
-
-
-def dense(ranges: KeyRanges) -> NDArray[np.bool_]:
-    """The mask that the ranges describe, query rows by key rows."""
-    mask = np.zeros((ranges.num_query_rows, ranges.num_key_rows), bool)
-    for span in ranges.spans:
-        for row in range(span.q_start, span.q_start + span.num_queries):
-            mask[row, span.k_start + ranges.lo[row] : span.k_start + ranges.hi[row]] = True
-    return mask
 
 
 @pytest.mark.parametrize("window", [None, 1, 3])

@@ -36,10 +36,11 @@ class CheckedTransport:
     def __init__(self, transport: Transport, *, timeout: timedelta) -> None:
         self._transport, self._gloo = transport, GlooTransport(timeout=timeout)
         self._pending: dict[int, deque[CheckedReceive]] = {}
-        self.step_digest = 0
+        self._digest = 0
 
     def step(self, setup: StepSetup) -> AbstractContextManager[None]:
         """As in Transport."""
+        self._digest = setup.digest
         return self._transport.step(setup)
 
     def send(self, transfer: Transfer, messages: Mapping[int, Message]) -> None:
@@ -69,7 +70,7 @@ class CheckedTransport:
         # Signals are alike and only counted.
         microbatch = -1 if channel.is_signal else transfer.microbatch
         shape = num_rows, rows.shape[1]
-        return torch.tensor([channel.tag, microbatch, *shape, _DTYPES.index(rows.dtype), self.step_digest])
+        return torch.tensor([channel.tag, microbatch, *shape, _DTYPES.index(rows.dtype), self._digest])
 
     def receive_rows(self, transfer: Transfer, buffers: Mapping[int, torch.Tensor]) -> Receive:
         """Start receiving what was announced."""

@@ -7,11 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from hetsched.layout.pulls import CHUNK, TILE, PullPlan, heads_of_part
 from hetsched.layout.tokens import IntArray, tokens_of
-from hetsched.parallel.pull_plan import CHUNK, TILE, PullPlan, heads_of_part
 from tests.dist.context_cases import ContextCase, fuzzed
 from tests.dist.context_work import task_of
-from tests.dist.test_context_task import dense, mask_of
+from tests.dist.test_context_task import mask_of
+from tests.kernels.attention_cases import dense
 
 
 def plans_of(case: ContextCase) -> list[PullPlan]:

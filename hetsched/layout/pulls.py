@@ -1,4 +1,4 @@
-"""Which rows each rank pulls from which, where they land, and when a key tile is complete: integers alone."""
+"""Which rows of keys each rank pulls from which, where they land, and when a key tile is complete."""
 
 from __future__ import annotations
 
