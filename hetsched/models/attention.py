@@ -22,13 +22,13 @@ class SequencePadding:
     """Where the rows of a packed sequence lie in a padded batch; one per forward, used by every layer.
 
     Args:
-        slot_T: int64, flat position in ``[S * L]`` of each packed row.
+        slot_T: int64, flat position in ``[S * L]`` of each packed row; None where nothing is padded.
         is_key_S11L: bool, what bidirectional queries may see; None where nothing is padded.
         num_seqs: S.
         max_seqlen: L.
     """
 
-    slot_T: Tensor
+    slot_T: Tensor | None
     is_key_S11L: Tensor | None
     num_seqs: int
     max_seqlen: int
@@ -43,13 +43,13 @@ class SequencePadding:
             max_seqlen: L, likewise.
         """
         num_seqs = cu_seqlens.numel() - 1
+        if num_tokens == num_seqs * max_seqlen:
+            return cls(None, None, num_seqs, max_seqlen)
         start_S, length_S = cu_seqlens[:-1].long(), cu_seqlens.diff().long()
         seq = torch.arange(num_seqs, device=cu_seqlens.device)
         first_slot_S = seq * max_seqlen - start_S
         slot_T = torch.repeat_interleave(first_slot_S, length_S, output_size=num_tokens)
         slot_T = slot_T + torch.arange(num_tokens, device=cu_seqlens.device)
-        if num_tokens == num_seqs * max_seqlen:
-            return cls(slot_T, None, num_seqs, max_seqlen)
         column_L = torch.arange(max_seqlen, device=cu_seqlens.device)
         # An empty sequence sees its own padding: a softmax over nothing is NaN, and so is its gradient.
         is_key_SL = (column_L < length_S[:, None]) | (length_S == 0)[:, None]
@@ -58,12 +58,14 @@ class SequencePadding:
     def pad(self, x_THD: Tensor) -> Tensor:
         """Packed rows ``[T, H, D]`` as ``[S, H, L, D]``, zeros in the padding."""
         heads, size = x_THD.shape[1:]
-        flat = x_THD.new_zeros(self.num_seqs * self.max_seqlen, heads, size).index_copy(0, self.slot_T, x_THD)
-        return flat.view(self.num_seqs, self.max_seqlen, heads, size).transpose(1, 2)
+        if self.slot_T is not None:
+            x_THD = x_THD.new_zeros(self.num_seqs * self.max_seqlen, heads, size).index_copy(0, self.slot_T, x_THD)
+        return x_THD.reshape(self.num_seqs, self.max_seqlen, heads, size).transpose(1, 2)
 
     def unpad(self, x_SHLD: Tensor) -> Tensor:
         """The inverse of `pad`."""
-        return x_SHLD.transpose(1, 2).flatten(0, 1).index_select(0, self.slot_T)
+        rows = x_SHLD.transpose(1, 2).flatten(0, 1)
+        return rows if self.slot_T is None else rows.index_select(0, self.slot_T)
 
 
 def packed_attention(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, *, padding: SequencePadding, causal: bool) -> Tensor:
