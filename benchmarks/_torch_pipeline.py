@@ -12,9 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 
-from benchmarks._vision_language import RandomSource, Sizes, builders
+from benchmarks._vision_language import RandomSource, Sizes
 from hetsched.layout.positions import text_positions
+from hetsched.models.multimodal import StageBuilder
 from hetsched.runtime.stage import BoundaryRows, StageMeta
+
+Builders = Mapping[str, StageBuilder]
 
 
 @dataclass(frozen=True)
@@ -32,9 +35,9 @@ class FirstStage(nn.Module):
     index: Tensor
     row_col: Tensor
 
-    def __init__(self, sizes: Sizes, num_stages: int, device: torch.device) -> None:
+    def __init__(self, make: Builders, sizes: Sizes, num_stages: int, device: torch.device) -> None:
         super().__init__()
-        self._sizes, make, source = sizes, builders(sizes), RandomSource(sizes)
+        self._sizes, source = sizes, RandomSource(sizes)
         self.vision, self.llm = make["vision"](0, _Alone(1, device)), make["llm"](0, _Alone(num_stages, device))
         places = [torch.arange(p.start, p.start + p.item.num_rows) for p in source.describe(0).placeholders]
         self.register_buffer("index", torch.cat(places).to(device))
@@ -53,9 +56,9 @@ class FirstStage(nn.Module):
 class LaterStage(nn.Module):
     """Layers of the LLM: rows ``[1, T, C]`` to rows, or at its end to logits ``[1, T, V]``."""
 
-    def __init__(self, sizes: Sizes, stage: int, num_stages: int, device: torch.device) -> None:
+    def __init__(self, make: Builders, stage: int, num_stages: int, device: torch.device) -> None:
         super().__init__()
-        self.llm = builders(sizes)["llm"](stage, _Alone(num_stages, device))
+        self.llm = make["llm"](stage, _Alone(num_stages, device))
         self.head: nn.Module = nn.Identity()
         if stage == num_stages - 1:
             self.head, self.llm.head = nn.Sequential(self.llm.head.norm, self.llm.head.logits), None  # type: ignore[union-attr]
@@ -66,12 +69,12 @@ class LaterStage(nn.Module):
 
 
 def make_step(
-    sizes: Sizes, *, microbatches: int, device: torch.device, dtype: torch.dtype
+    make: Builders, sizes: Sizes, *, microbatches: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[nn.Module, Callable[[], None]]:
     """This rank's stage, and a function that does forward and backward of a step: one sample a microbatch."""
     rank, num_stages = dist.get_rank(), dist.get_world_size()
     module: nn.Module = (
-        FirstStage(sizes, num_stages, device) if rank == 0 else LaterStage(sizes, rank, num_stages, device)
+        FirstStage(make, sizes, num_stages, device) if rank == 0 else LaterStage(make, rank, num_stages, device)
     )
     stage = PipelineStage(module.to(dtype), rank, num_stages, device)
     schedule = Schedule1F1B(stage, microbatches, loss_fn=_loss)

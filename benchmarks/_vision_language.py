@@ -105,16 +105,26 @@ class RandomSource:
         return {"patches": patches, "row_col": row_col}
 
 
-def builders(sizes: Sizes) -> dict[str, StageBuilder]:
-    """Stages with torch's own initial weights, drawn where they will be: a step's time does not depend on them."""
+def builders(sizes: Sizes, *, is_compiled: bool = False) -> dict[str, StageBuilder]:
+    """Stages with torch's own initial weights, drawn where they will be: a step's time does not depend on them.
+
+    Args:
+        sizes: of the model.
+        is_compiled: whether ``torch.compile`` makes the layers' kernels; all layers of a module share them.
+    """
 
     def vision(stage: int, mesh: HasStages) -> nn.Module:
         with mesh.device:
-            return VisionStage(sizes.vision, out=sizes.llm.hidden, stage=stage, num_stages=mesh.num_stages)
+            return compiled(VisionStage(sizes.vision, out=sizes.llm.hidden, stage=stage, num_stages=mesh.num_stages))
 
     def llm(stage: int, mesh: HasStages) -> nn.Module:
         with mesh.device:
-            return LLMStage(sizes.llm, stage=stage, num_stages=mesh.num_stages)
+            return compiled(LLMStage(sizes.llm, stage=stage, num_stages=mesh.num_stages))
+
+    def compiled(stage: VisionStage | LLMStage) -> nn.Module:
+        for layer in stage.layers.values() if is_compiled else ():
+            layer.compile(dynamic=True)
+        return stage
 
     return {"vision": vision, "llm": llm}
 

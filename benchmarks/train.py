@@ -17,6 +17,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable
+from itertools import count, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -62,13 +63,15 @@ def _meet() -> None:
 def measure_plan(placement: str, transport: str, sizes: Sizes, args: argparse.Namespace) -> dict[str, object]:
     """One placement on one transport: its steps, and one of them as it ran beside its prediction."""
     plan = make_plan(placement, sizes, gpus=args.gpus, microbatches=args.microbatches, transport=transport)
-    engine = Engine(plan, builders(sizes))
+    engine = Engine(plan, builders(sizes, is_compiled=args.compile))
     optimizer = optimizer_of(engine.parameters())
-    batch = Batch.of(RandomSource(sizes), range(args.microbatches))
-    timelines = []
+    source, timelines = RandomSource(sizes), []
+    batches = (Batch.of(source, range(n, n + args.microbatches)) for n in count(step=args.microbatches))
+    following = pairwise(batches)
 
     def step() -> None:
-        engine.step(batch)
+        batch, upcoming = next(following)
+        engine.step(batch, upcoming=upcoming)
         optimizer.step()
 
     seconds = step_seconds(step, args)
@@ -96,7 +99,9 @@ def measure_torch(sizes: Sizes, args: argparse.Namespace) -> dict[str, object]:
     """The peer's steps."""
     device = torch.device("cuda", dist.get_rank()) if torch.cuda.is_available() else torch.device("cpu")
     dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
-    module, run = _torch_pipeline.make_step(sizes, microbatches=args.microbatches, device=device, dtype=dtype)
+    module, run = _torch_pipeline.make_step(
+        builders(sizes, is_compiled=args.compile), sizes, microbatches=args.microbatches, device=device, dtype=dtype
+    )
     optimizer = optimizer_of(module.parameters())
 
     def step() -> None:
@@ -156,6 +161,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--gpus", type=int, default=torch.cuda.device_count())
     parser.add_argument("--no-peer", dest="peer", action="store_false")
+    parser.add_argument("--compile", action="store_true", help="torch.compile each layer")
     parser.add_argument("--tiny", action="store_true", help="a model of no use, to try the script; gloo runs on CPUs")
     parser.add_argument("--out", help="folder for the timelines, measured and predicted")
     parser.add_argument("--commit", default="unknown", help="what to print as the commit")

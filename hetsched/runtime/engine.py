@@ -23,6 +23,7 @@ from hetsched.runtime.device import check_ranks, peak_memory_bytes, use_device
 from hetsched.runtime.exchange import Exchange, StepSetup, Transport
 from hetsched.runtime.executor import Executor, StepResult
 from hetsched.runtime.mesh import ModuleMesh, make_groups, make_meshes
+from hetsched.runtime.prepare import Prepared, prepare
 from hetsched.runtime.recorder import Recorder
 from hetsched.runtime.report import EvaluationReport, StepReport, gather_figures, gather_objects, name_ranks
 from hetsched.runtime.shapes import SeenShapes
@@ -38,7 +39,7 @@ from hetsched.runtime.work import Channels, RankStep
 from hetsched.schedule.action import Kind
 from hetsched.schedule.program import Program
 from hetsched.sim.timeline import Timeline
-from hetsched.stepplan import StepPlan, plan_step
+from hetsched.stepplan import StepPlan
 from hetsched.stepprogram import step_program
 
 Builder = Callable[[int, ModuleMesh], nn.Module]
@@ -95,12 +96,18 @@ class Engine:
             deferring={a.module for lane in step_program(plan).lanes for a in lane if a.kind is Kind.W},
         )
         self._last_program: Program | None = None
+        self._upcoming: Prepared | None = None
 
-    def step(self, batch: Batch) -> StepReport:
+    def step(self, batch: Batch, *, upcoming: Batch | None = None) -> StepReport:
         """Forward, backward and gradient reduction of one batch, the same on every rank.
 
         Afterwards every parameter's ``.grad`` is the gradient of (sum of losses / sum of weights) over
         the whole batch; earlier gradients are dropped.
+
+        Args:
+            batch: to train on.
+            upcoming: the batch of the next step, which is planned and loaded while GPUs still work on this one; what is
+                wrong with it is raised by its own step.
 
         Raises:
             DataError: on every rank, if any rank cannot use the data; names the sample.
@@ -109,8 +116,11 @@ class Engine:
         """
         for parameter in self.parameters():
             parameter.grad = None
-        work, step = self._prepare(batch, is_training=True)
-        result = self._run(work, step, is_training=True)
+        ready, self._upcoming = self._upcoming, None
+        if ready is None or ready.batch is not batch:
+            ready = self._prepare(batch, is_training=True)
+        work, step = ready.agreed()
+        result = self._run(work, step, upcoming=upcoming)
         return self._report(batch, step, result)
 
     def evaluate(self, batch: Batch) -> EvaluationReport:
@@ -118,7 +128,7 @@ class Engine:
         for stage in self.stages.values():
             stage.eval()
         try:
-            work, step = self._prepare(batch, is_training=False)
+            work, step = self._prepare(batch, is_training=False).agreed()
             result = self._run(work, step, is_training=False)
         finally:
             for stage in self.stages.values():
@@ -197,27 +207,22 @@ class Engine:
     def _reduce(self, name: str, stage: nn.Module) -> None:
         sum_gradients(stage, self._groups[name].copies)
 
-    def _prepare(self, batch: Batch, *, is_training: bool) -> tuple[RankStep, StepPlan]:
-        """Plan the step and load this rank's share; a rank's DataError is raised on all."""
-        step = plan_step(self.plan, batch.samples, is_training=is_training)
-        work = RankStep(self.plan, step, rank=self.rank, channels=self._channels, device=self.device)
-        problem: str | None = None
-        try:
-            work.load(batch)
-        except DataError as error:
-            problem = str(error)
-        failed = torch.tensor([problem is not None], dtype=torch.int32)
-        dist.all_reduce(failed)
-        if failed.item():
-            raise DataError(name_ranks(gather_objects(problem, group=None)))
-        return work, step
+    def _prepare(self, batch: Batch, *, is_training: bool) -> Prepared:
+        return prepare(self.plan, batch, self._channels, device=self.device, is_training=is_training)
 
-    def _run(self, work: RankStep, step: StepPlan, *, is_training: bool) -> StepResult:
+    def _run(
+        self, work: RankStep, step: StepPlan, *, is_training: bool = True, upcoming: Batch | None = None
+    ) -> StepResult:
+        def meanwhile() -> None:
+            if upcoming is not None:
+                self._upcoming = self._prepare(upcoming, is_training=True)
+
         self._last_program = step.program
         setup = self._setup(step, is_training=is_training)
         self.recorder.begin_step()
         with self._exchange.step(setup):
-            return self._executor.run(step.program.lanes[self._lane], work, is_training=is_training)
+            lane = step.program.lanes[self._lane]
+            return self._executor.run(lane, work, is_training=is_training, meanwhile=meanwhile)
 
     def _setup(self, step: StepPlan, *, is_training: bool) -> StepSetup:
         digest = step.digest if self._is_debug else 0

@@ -133,8 +133,13 @@ class Executor:
             Kind.REDUCE_GRAD: self._reduce_gradients,
         }
 
-    def run(self, actions: Sequence[Action], work: StepWork, *, is_training: bool) -> StepResult:
-        """Run this rank's list in order; gradients are added to the parameters' ``.grad``."""
+    def run(
+        self, actions: Sequence[Action], work: StepWork, *, is_training: bool, meanwhile: Callable[[], None]
+    ) -> StepResult:
+        """Run this rank's list in order; gradients are added to the parameters' ``.grad``.
+
+        ``meanwhile`` is called when all was begun and some of it may not have ended, on GPUs most.
+        """
         self._work = work
         self._live: dict[tuple[str, int, int], _Live] = {}
         self._arriving: dict[tuple[str, Kind, int, int], Arriving] = {}
@@ -150,6 +155,7 @@ class Executor:
                 self._signal(action)
                 for key in done_with.get(place, ()):
                     self._live.pop(key, None)
+        meanwhile()
         with self._recorder.waiting():
             self._exchange.flush()
         assert not self._arriving, f"received and never used: {list(self._arriving)}"

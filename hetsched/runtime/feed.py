@@ -68,13 +68,17 @@ def make_meta(
 
 
 def to_device(tensors: Mapping[str, Tensor], *, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The tensors on ``device``, floating-point ones as ``dtype``."""
-    return {key: t.to(device, dtype if t.is_floating_point() else t.dtype) for key, t in tensors.items()}
+    """The tensors on ``device``, floating-point ones as ``dtype``; the host does not wait for what the device does."""
+    cast = {key: t.to(dtype if t.is_floating_point() else t.dtype) for key, t in tensors.items()}
+    return {key: _sent(t, device) for key, t in cast.items()}
 
 
 def integers(values: ArrayLike, dtype: torch.dtype, *, device: torch.device) -> Tensor:
     """Numbers that the host knows, on ``device``, without making the host wait for what the device does."""
-    tensor = torch.as_tensor(values, dtype=dtype)
+    return _sent(torch.as_tensor(values, dtype=dtype), device)
+
+
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 

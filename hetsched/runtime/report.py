@@ -17,7 +17,7 @@ class StepReport:
     Args:
         loss: sum of the losses over the weight of the global batch.
         num_tokens: tokens of the batch's samples.
-        step_s: seconds of the slowest rank.
+        step_s: seconds of the slowest rank, from the first action on, preparing the next step included.
         waiting_s: seconds that a rank spent waiting for rows or other ranks, mean over ranks. Where ranks share
             cores this is contention too; on GPUs it is the host's waiting, see hetsched.runtime.recorder.
         bubble: waiting over step time, mean over ranks.

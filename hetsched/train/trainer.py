@@ -70,16 +70,21 @@ class Trainer:
             num_steps: steps to do.
             after_step: called with the step, its report and the norm of the gradients before clipping.
         """
+        upcoming: Batch | None = None
         for step in range(num_steps):
-            first = step * self._data.batch_size
-            batch = Batch.of(self._train_checked, range(first, first + self._data.batch_size))
-            report = self.engine.step(batch)
+            batch = upcoming or self._batch(step)
+            upcoming = self._batch(step + 1) if step + 1 < num_steps else None
+            report = self.engine.step(batch, upcoming=upcoming)
             norm = self.engine.clip_grad_norm(self._training.clip_grad_norm or float("inf"))
             if self._optimizer is not None:
                 for group in self._optimizer.param_groups:
                     group["lr"] = learning_rate(step, self._training)
                 self._optimizer.step()
             after_step(step, report, norm)
+
+    def _batch(self, step: int) -> Batch:
+        first = step * self._data.batch_size
+        return Batch.of(self._train_checked, range(first, first + self._data.batch_size))
 
     def evaluate(self) -> Evaluation:
         """Ask the held-out questions, with their images and with those of others."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -110,13 +111,16 @@ class Met:
     loss_after: float
 
 
-def meet(plan: Plan, fault: str, is_training: bool) -> Met:
-    """One step with a fault in its data, then one without."""
+def meet(plan: Plan, fault: str, how: str) -> Met:
+    """A step with a fault (``"evaluate"``: forward only; ``"ahead"``: prepared during another), then one without."""
     engine = Engine(plan, builders(plan), timeout_s=30.0)
-    run = engine.step if is_training else engine.evaluate
+    run = engine.evaluate if how == "evaluate" else engine.step
     error = message = ""
     try:
-        run(_batch(plan, fault))
+        batch = _batch(plan, fault)
+        if how == "ahead":
+            assert math.isfinite(engine.step(_batch(plan, None), upcoming=batch).loss)
+        run(batch)
     except HetschedError as raised:
         error, message = type(raised).__name__, str(raised)
     return Met(error, message, run(_batch(plan, None)).loss)

@@ -36,11 +36,11 @@ def test_the_bad_image_is_that_of_one_sample() -> None:
 
 
 @pytest.mark.parametrize("fault", [*DESCRIPTIONS, *SAMPLES, *ITEMS])
-@pytest.mark.parametrize("is_training", [True, False], ids=["step", "evaluate"])
+@pytest.mark.parametrize("how", ["step", "evaluate", "ahead"])
 def test_a_fault_in_the_data_is_a_data_error_on_every_rank_and_names_the_sample(
-    ranks: Pool, fault: str, is_training: bool
+    ranks: Pool, fault: str, how: str
 ) -> None:
-    met = ranks.run(meet, make_plan(**SIZES), fault, is_training, num_ranks=2)
+    met = ranks.run(meet, make_plan(**SIZES), fault, how, num_ranks=2)
     for each in met:
         assert each.error == "DataError"
         assert each.message == met[0].message

@@ -1,0 +1,75 @@
+"""What a rank needs before a step can begin: its plan and this rank's data, on the device.
+
+It waits for nobody, so the next step can be prepared while GPUs work on this one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from hetsched.batch import Batch
+from hetsched.errors import DataError
+from hetsched.plan import Plan
+from hetsched.runtime.report import gather_objects, name_ranks
+from hetsched.runtime.work import Channels, RankStep
+from hetsched.stepplan import StepPlan, plan_step
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A step that was planned and loaded, or why it could not be.
+
+    Args:
+        batch: what was asked for.
+        work, step: of this rank; None where the batch cannot be planned.
+        unfit: why the batch cannot be planned, which is so on every rank.
+        problem: why this rank cannot load its part.
+    """
+
+    batch: Batch
+    work: RankStep | None
+    step: StepPlan | None
+    unfit: DataError | None = None
+    problem: str | None = None
+
+    def agreed(self) -> tuple[RankStep, StepPlan]:
+        """The step, once all ranks have theirs; every rank calls this.
+
+        Raises:
+            DataError: on every rank, if the batch does not fit the plan or any rank could not load its part.
+        """
+        if self.unfit is not None:
+            raise self.unfit
+        failed = torch.tensor([self.problem is not None], dtype=torch.int32)
+        dist.all_reduce(failed)
+        if failed.item():
+            raise DataError(name_ranks(gather_objects(self.problem, group=None)))
+        assert self.work is not None and self.step is not None
+        return self.work, self.step
+
+
+def prepare(
+    plan: Plan, batch: Batch, channels: Channels, *, device: torch.device, is_training: bool = True
+) -> Prepared:
+    """Plan a batch's step and load what this rank needs of it.
+
+    Args:
+        plan: the job's plan.
+        batch: the same on every rank.
+        channels: of the plan.
+        device: where tensors go.
+        is_training: False for the forwards alone.
+    """
+    try:
+        step = plan_step(plan, batch.samples, is_training=is_training)
+    except DataError as error:
+        return Prepared(batch, None, None, unfit=error)
+    work = RankStep(plan, step, rank=dist.get_rank(), channels=channels, device=device)
+    try:
+        work.load(batch)
+    except DataError as error:
+        return Prepared(batch, work, step, problem=str(error))
+    return Prepared(batch, work, step)
