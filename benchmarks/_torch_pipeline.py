@@ -14,6 +14,7 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 
 from benchmarks._vision_language import RandomSource, Sizes
 from hetsched.layout.positions import text_positions
+from hetsched.models.llm import LLMStage
 from hetsched.models.multimodal import StageBuilder
 from hetsched.runtime.stage import BoundaryRows, StageMeta
 
@@ -59,9 +60,9 @@ class LaterStage(nn.Module):
     def __init__(self, make: Builders, stage: int, num_stages: int, device: torch.device) -> None:
         super().__init__()
         self.llm = make["llm"](stage, _Alone(num_stages, device))
-        self.head: nn.Module = nn.Identity()
-        if stage == num_stages - 1:
-            self.head, self.llm.head = nn.Sequential(self.llm.head.norm, self.llm.head.logits), None  # type: ignore[union-attr]
+        assert isinstance(self.llm, LLMStage)
+        head, self.llm.head = self.llm.head, None
+        self.head = nn.Identity() if head is None else nn.Sequential(head.norm, head.logits)
 
     def forward(self, rows: Tensor) -> Tensor:
         out: Tensor = self.head(self.llm(rows[0], _meta([rows.shape[1]], {}, rows.device)))
