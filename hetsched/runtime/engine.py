@@ -20,15 +20,18 @@ from hetsched.ops import take_fault
 from hetsched.parallel.data import sum_gradients
 from hetsched.plan import Plan
 from hetsched.runtime.clock import clock_of
+from hetsched.runtime.context_meter import ContextMeter
 from hetsched.runtime.device import check_ranks, peak_memory_bytes, use_device
 from hetsched.runtime.exchange import Exchange, StepSetup, Transport
 from hetsched.runtime.executor import Executor, StepResult
 from hetsched.runtime.mesh import ModuleMesh, make_groups, make_meshes
 from hetsched.runtime.metered import MeteredTransport
+from hetsched.runtime.overlap import RankTraffic, overlaps
 from hetsched.runtime.recorder import Recorder
 from hetsched.runtime.report import (
     EvaluationReport,
     StepReport,
+    context_figures,
     gather_figures,
     gather_objects,
     make_report,
@@ -47,6 +50,7 @@ from hetsched.runtime.transport.streamed import StreamedTransport
 from hetsched.runtime.work import Channels, RankStep
 from hetsched.schedule.action import Kind
 from hetsched.schedule.program import Program
+from hetsched.sim.overlap import Overlap
 from hetsched.sim.timeline import Timeline
 from hetsched.stepplan import StepPlan, plan_step
 from hetsched.stepprogram import step_program
@@ -80,6 +84,7 @@ class Engine:
         _check_launch(plan, builders)
         self.plan, self.rank, self.device = plan, dist.get_rank(), use_device(plan, dist.get_rank())
         self.recorder = Recorder(clock_of(self.device))
+        self._meters = {name: ContextMeter(self.recorder) for name in plan.modules}
         self._meshes = make_meshes(plan.grids, device_type=self.device.type)
         self._groups = make_groups(plan.grids)
         self.stages: dict[tuple[str, int], nn.Module] = {}
@@ -144,6 +149,12 @@ class Engine:
         assert self._last_program is not None, "there was no step yet"
         return measured_timeline(self._last_program, gather_objects(trace, group=None))
 
+    def overlap(self) -> tuple[Overlap, ...]:
+        """What the last step hid of its communication; every rank calls this. See hetsched.sim.overlap."""
+        context = {name: meter.passed() for name, meter in self._meters.items()}
+        mine = RankTraffic(self.recorder.began_ns, self._transport.traffic(), context)
+        return overlaps(gather_objects(mine, group=None))
+
     def parameters(self) -> Iterator[nn.Parameter]:
         """The trained parameters that live on this rank."""
         for _, parameter in self.named_parameters():
@@ -197,7 +208,7 @@ class Engine:
     def _build(self, name: str, stage: int, builder: Builder) -> nn.Module:
         layout, dtype = self.plan.modules[name].layout, getattr(torch, self.plan.dtype)
         group = self._groups[name].context
-        mesh = ModuleMesh(name, layout.num_stages, self.device, dtype, self._meshes[name], group)
+        mesh = ModuleMesh(name, layout.num_stages, self.device, dtype, self._meshes[name], group, self._meters[name])
         module = builder(stage, mesh).to(self.device, dtype)
         if self.plan.modules[name].frozen:
             module.requires_grad_(False)
@@ -225,6 +236,8 @@ class Engine:
         self._last_program = step.program
         setup = self._setup(step, is_training=is_training)
         self.recorder.begin_step()
+        for meter in self._meters.values():
+            meter.begin_step()
         with self._exchange.step(setup):
             result = self._executor.run(step.program.lanes[self._lane], work, is_training=is_training)
         self.recorder.end_step()
@@ -247,6 +260,7 @@ class Engine:
                 "memory": float(peak_memory_bytes(self.device)),
                 "faults": float(fault is not None),
                 **recorded_figures(self.recorder),
+                **context_figures(self._meters.values()),
             },
             group=None,
         )

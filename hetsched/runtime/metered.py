@@ -108,7 +108,7 @@ class MeteredTransport:
         receive = self._transport.receive(transfer, buffers)
         # What the hosts carry arrives when the host waits for it, so asking earlier would hold it.
         is_seen = not self.is_staged and not transfer.channel.is_signal
-        awaited = _Awaited(transfer, tuple(buffers), self._recorder.arrival([receive]) if is_seen else None)
+        awaited = _Awaited(transfer, tuple(buffers), self._recorder.received([receive]) if is_seen else None)
         self._received.append(awaited)
         return _MeteredReceive(receive, self._recorder, awaited.waits)
 

@@ -143,7 +143,11 @@ class Recorder:
         return self._clock.mark()
 
     def arrival(self, messages: Sequence[Waitable]) -> int | None:
-        """The moment at which messages have arrived, which is also kept in the record of the action; see Clock."""
+        """The moment at which messages have arrived, if anybody sees it; see Clock."""
+        return self._clock.arrival(messages)
+
+    def received(self, messages: Sequence[Waitable]) -> int | None:
+        """As ``arrival``, of messages that the running action receives; its record keeps it."""
         moment = self._clock.arrival(messages)
         if self._running is not None:
             self._running.arrived = moment
