@@ -16,6 +16,7 @@ from benchmarks._vision_language import RandomSource, Sizes
 from hetsched.layout.positions import text_positions
 from hetsched.models.llm import LLMStage
 from hetsched.models.multimodal import StageBuilder
+from hetsched.parallel.meter import UNMEASURED, Meter
 from hetsched.runtime.stage import BoundaryRows, StageMeta
 
 Builders = Mapping[str, StageBuilder]
@@ -28,6 +29,7 @@ class _Alone:
     num_stages: int
     device: torch.device
     context_group: dist.ProcessGroup | None = None
+    meter: Meter = UNMEASURED
 
 
 class FirstStage(nn.Module):

@@ -30,8 +30,10 @@ from benchmarks._vision_language import FULL, LAYOUTS, TINY, RandomSource, Sizes
 from hetsched.batch import Batch
 from hetsched.runtime.device import peak_memory_bytes
 from hetsched.runtime.engine import Engine
+from hetsched.runtime.report import StepReport
 from hetsched.runtime.transport.nccl import BACKEND
 from hetsched.sim.bubble import bubble_fraction
+from hetsched.sim.measured import measured_costs
 from hetsched.sim.simulate import simulate
 from hetsched.train.launch import launch
 
@@ -69,17 +71,19 @@ def measure_plan(placement: str, transport: str, sizes: Sizes, args: argparse.Na
     batches = (Batch.of(source, range(n, n + args.microbatches)) for n in count(step=args.microbatches))
     following = pairwise(batches)
 
-    def step() -> None:
+    def step() -> StepReport:
         batch, upcoming = next(following)
-        engine.step(batch, upcoming=upcoming)
+        report = engine.step(batch, upcoming=upcoming)
         optimizer.step()
+        return report
 
     seconds = step_seconds(step, args)
     for _ in range(2):
-        step()
+        report = step()
         timelines.append(engine.timeline())
+    hidden = {of.name: round(of.hidden, 3) for of in engine.overlap()}
     before, measured = timelines
-    predicted = simulate(before.program, measured_costs(before))
+    predicted = simulate(before.program, measured_costs([before], by_microbatch=True))
     if args.out and dist.get_rank() == 0:
         for name, timeline in (("measured", measured), ("predicted", predicted)):
             path = Path(args.out, f"{placement}-{transport}-{name}.json")
@@ -92,6 +96,9 @@ def measure_plan(placement: str, transport: str, sizes: Sizes, args: argparse.Na
         "predicted_ms": round(predicted.makespan_ns / 1e6, 2),
         "bubble": round(bubble_fraction(measured), 4),
         "predicted_bubble": round(bubble_fraction(predicted), 4),
+        "host_us_per_action": report.host_us_per_action,
+        "runtime_us_per_action": report.runtime_us_per_action,
+        "hidden": hidden,
     }
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from hetsched import ops
 from hetsched.models.attention import Attend, Rotary, SelfAttention, SequencePadding, packed_attention
 from hetsched.parallel.context import ContextTask, context_attention
+from hetsched.parallel.meter import UNMEASURED, Meter
 from hetsched.parallel.pull import where_possible
 from hetsched.plan.model import LLMConfig, stage_layers
 from hetsched.runtime.stage import StageMeta
@@ -93,6 +94,7 @@ class LLMStage(nn.Module):
         num_stages: stages of the module.
         module: name of the module, for messages.
         context_group: the context-parallel ranks that share its sequences; None without.
+        meter: is told of the messages between them.
     """
 
     def __init__(
@@ -103,8 +105,10 @@ class LLMStage(nn.Module):
         num_stages: int,
         module: str = "llm",
         context_group: dist.ProcessGroup | None = None,
+        meter: Meter = UNMEASURED,
     ) -> None:
         super().__init__()
+        self._meter = meter
         self._num_heads, self._context_group = (config.heads, config.kv_heads), context_group
         layers = stage_layers(config.layers, stage=stage, num_stages=num_stages, module=module)
         self.head_size, self.rotary_base = config.hidden // config.heads, config.rotary_base
@@ -138,6 +142,7 @@ class LLMStage(nn.Module):
             num_heads=num_heads,
             num_kv_heads=num_kv_heads,
             device=rows.device,
+            meter=self._meter,
         )
         task = where_possible(task, group=self._context_group, like=rows, head_dim=self.head_size)
         return partial(context_attention, task=task, group=self._context_group)

@@ -11,6 +11,7 @@ from torch import nn
 from hetsched.models.init import initialize
 from hetsched.models.llm import LLMStage
 from hetsched.models.vit import VisionStage
+from hetsched.parallel.meter import Meter
 from hetsched.plan import Plan
 from hetsched.plan.model import LLMConfig, VisionConfig
 
@@ -26,6 +27,9 @@ class HasStages(Protocol):
 
     @property
     def context_group(self) -> dist.ProcessGroup | None: ...
+
+    @property
+    def meter(self) -> Meter: ...
 
 
 class StageBuilder(Protocol):
@@ -63,6 +67,7 @@ def _builder(plan: Plan, name: str, config: VisionConfig | LLMConfig) -> StageBu
                     num_stages=mesh.num_stages,
                     module=name,
                     context_group=mesh.context_group,
+                    meter=mesh.meter,
                 )
         initialize(module, seed=plan.seed, module=name, dtype=dtype)
         return module

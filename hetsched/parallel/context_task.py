@@ -17,6 +17,7 @@ from hetsched.kernels.attention.ranges import KeyRanges, MaskKind, Span
 from hetsched.kernels.attention.task import AttentionTask
 from hetsched.layout.pulls import PullPlan, plan_pulls
 from hetsched.layout.tokens import IntArray, check_map, tokens_of
+from hetsched.parallel.meter import UNMEASURED, Meter
 
 Way = Literal["pull", "ring", "ulysses"]
 
@@ -90,6 +91,7 @@ class ContextTask:
         forced: the way to communicate; None is to pull where ranks can, otherwise what moves fewer bytes.
         heads_of_part: heads of keys that are pulled together where ranks can pull, otherwise 0: see
             :func:`hetsched.parallel.pull.where_possible`.
+        meter: is told of the messages.
 
     Raises:
         ValueError: a map that does not hold each token once, or a rank's rows that are not in order; a window below 1;
@@ -108,6 +110,7 @@ class ContextTask:
     window: int | None = None
     forced: Way | None = None
     heads_of_part: int = 0
+    meter: Meter = UNMEASURED
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.cp:

@@ -29,6 +29,7 @@ from hetsched.kernels.put import library
 from hetsched.kernels.put.pull import pull_runs
 from hetsched.layout import pulls
 from hetsched.parallel.context_task import ContextTask
+from hetsched.parallel.meter import Meter
 
 log = logging.getLogger("hetsched")
 _HALF = 1 << 31
@@ -77,10 +78,11 @@ def forward(
     pulled, heads = task.pulled, task.heads_of_part
     plan = pulled.plan
     station = _station(group)
-    stages = station.open((task.num_kv_heads // heads * plan.num_rows, 2 * heads * k_TKD.shape[2]), k_TKD.dtype)
+    shape = (task.num_kv_heads // heads * plan.num_rows, 2 * heads * k_TKD.shape[2])
+    stages = station.open(shape, k_TKD.dtype, task.meter)
     stage = stages[task.rank].view(-1, plan.num_rows, 2, heads, k_TKD.shape[2])
     staging.fill(stage, k_TKD, v_TKD, pulled.own_places)
-    landed = station.pull(stages, torch.from_numpy(plan.runs))
+    landed = station.pull(stages, torch.from_numpy(plan.runs), task.meter)
     staged = hopper_pull.Staged(stage, pulled.needs, station.counter, landed, station.lost)
     result = hopper_pull.forward(q_THD, staged, pulled.attention, scale=scale)
     station.close()
@@ -110,12 +112,13 @@ class Station:
         self._signals_at = {rank: buffer(rank, (self._size, 2, 1), torch.int32) for rank in self._others()}
         self._meet()
 
-    def open(self, shape: tuple[int, int], dtype: torch.dtype) -> list[Tensor]:
+    def open(self, shape: tuple[int, int], dtype: torch.dtype, meter: Meter) -> list[Tensor]:
         """The stages of all ranks, alike on all of them; this rank's may now be written."""
         if int(self.lost[0]):
             raise RuntimeError("pulled keys did not arrive within seconds in an earlier call: its output was wrong")
-        for rank in self._others():
-            library.stream_wait_value(self._signals[rank, 1], self._number)
+        with meter.passage(0).waiting():
+            for rank in self._others():
+                library.stream_wait_value(self._signals[rank, 1], self._number)
         self._number = _wrapped(self._number + 1)
         num_bytes = shape[0] * shape[1] * dtype.itemsize
         if num_bytes > self._num_bytes:
@@ -128,17 +131,23 @@ class Station:
             self._stages[key] = [self._memory[1].get_buffer(rank, shape, dtype) for rank in range(self._size)]
         return self._stages[key]
 
-    def pull(self, stages: list[Tensor], runs: Tensor) -> int:
-        """Starts the copies; returns what the counter is before the first of them."""
+    def pull(self, stages: list[Tensor], runs: Tensor, meter: Meter) -> int:
+        """Starts the copies; returns what the counter is before the first of them.
+
+        The meter is told of the rows that come here. How long the kernel waits for its tiles only the kernel knows.
+        """
         stream = torch.cuda.current_stream(self._device)
         for rank in self._others():
             library.stream_write_value(self._signals_at[rank][self._rank, 0], self._number)
-        for rank in self._others():
-            library.stream_wait_value(self._signals[rank, 0], self._number)
+        passage = meter.passage(int(runs[:, -1].sum()) * stages[0][:1].nbytes)
+        with passage.waiting():
+            for rank in self._others():
+                library.stream_wait_value(self._signals[rank, 0], self._number)
         self._copies.wait_stream(stream)
         landed, self._landed = self._landed, _wrapped(self._landed + runs.shape[0])
         with torch.cuda.stream(self._copies):
             pull_runs(stages, stages[self._rank], runs, counter=self.counter, first=_wrapped(landed + 1))
+            passage.arrived()
             for rank in self._others():
                 library.stream_write_value(self._signals_at[rank][self._rank, 1], self._number)
         return landed

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from hetsched.kernels.attention.attend import backward_step, forward_step, row_delta
 from hetsched.parallel.context_task import ContextTask, Step
+from hetsched.parallel.meter import Meter, Passage
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +29,14 @@ class Message:
     sent: Tensor
     received: Tensor
     works: list[dist.Work]
+    passage: Passage | None
 
     def wait(self) -> Tensor:
         """What was received; on a GPU it is the stream that waits, not the host."""
-        for work in self.works:
-            work.wait()
+        if self.passage is not None:
+            with self.passage.waiting():
+                for work in self.works:
+                    work.wait()
         return self.received
 
 
@@ -105,7 +109,7 @@ def backward(
             )
             torch.stack(parts, out=dkv)
         arriving = dkv if step.source == task.rank else dq.new_empty(2, len(step.sent), *k.shape[1:])
-        returned[step.target] = (step.sent, _post(dkv, step.source, arriving, step.target, group))
+        returned[step.target] = (step.sent, _post(dkv, step.source, arriving, step.target, group, task.meter))
     dkv = torch.zeros(2, *k.shape, dtype=dq.dtype, device=dq.device)
     for _, (rows, message) in sorted(returned.items()):
         dkv.index_add_(1, rows, message.wait())
@@ -119,21 +123,21 @@ def _arriving(
     messages = []
     for step, following in zip(task.steps, (*task.steps[1:], None), strict=True):
         if following is not None:
-            messages.append(_post_keys(following, k_TKD, v_TKD, group))
+            messages.append(_post_keys(following, k_TKD, v_TKD, group, task.meter))
         k, v = (k_TKD, v_TKD) if step.source == task.rank else messages.pop(0).wait()
         yield step, k, v
 
 
-def _post_keys(step: Step, k_TKD: Tensor, v_TKD: Tensor, group: dist.ProcessGroup) -> Message:
+def _post_keys(step: Step, k_TKD: Tensor, v_TKD: Tensor, group: dist.ProcessGroup, meter: Meter) -> Message:
     """The rows that the target needs, keys and values in one message."""
     sent = k_TKD.new_empty(2, len(step.sent), *k_TKD.shape[1:])
     for rows, part in zip((k_TKD, v_TKD), sent, strict=True):
         torch.index_select(rows, 0, step.sent, out=part)
     received = k_TKD.new_empty(2, step.num_rows, *k_TKD.shape[1:])
-    return _post(sent, step.target, received, step.source, group)
+    return _post(sent, step.target, received, step.source, group, meter)
 
 
-def _post(sent: Tensor, target: int, received: Tensor, source: int, group: dist.ProcessGroup) -> Message:
+def _post(sent: Tensor, target: int, received: Tensor, source: int, group: dist.ProcessGroup, meter: Meter) -> Message:
     """Start sending and receiving; a tensor without rows is no message, and neither is one that stays here."""
     operations = []
     if sent is not received:
@@ -141,7 +145,11 @@ def _post(sent: Tensor, target: int, received: Tensor, source: int, group: dist.
             operations.append(dist.P2POp(dist.isend, sent, group=group, group_peer=target))
         if received.numel():
             operations.append(dist.P2POp(dist.irecv, received, group=group, group_peer=source))
-    return Message(sent, received, dist.batch_isend_irecv(operations) if operations else [])
+    if not operations:
+        return Message(sent, received, [], None)
+    passage, works = meter.passage(sent.nbytes), dist.batch_isend_irecv(operations)
+    passage.arrives_with(works)
+    return Message(sent, received, works, passage)
 
 
 def nothing_seen(q_THD: Tensor) -> tuple[Tensor, Tensor]:

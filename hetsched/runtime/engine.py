@@ -19,13 +19,26 @@ from hetsched.graph import make_topology
 from hetsched.ops import take_fault
 from hetsched.parallel.data import sum_gradients
 from hetsched.plan import Plan
+from hetsched.runtime.clock import clock_of
+from hetsched.runtime.context_meter import ContextMeter
 from hetsched.runtime.device import check_ranks, peak_memory_bytes, use_device
 from hetsched.runtime.exchange import Exchange, StepSetup, Transport
 from hetsched.runtime.executor import Executor, StepResult
 from hetsched.runtime.mesh import ModuleMesh, make_groups, make_meshes
+from hetsched.runtime.metered import MeteredTransport
+from hetsched.runtime.overlap import RankTraffic, overlaps
 from hetsched.runtime.prepare import Prepared, prepare
 from hetsched.runtime.recorder import Recorder
-from hetsched.runtime.report import EvaluationReport, StepReport, gather_figures, gather_objects, name_ranks
+from hetsched.runtime.report import (
+    EvaluationReport,
+    StepReport,
+    context_figures,
+    gather_figures,
+    gather_objects,
+    make_report,
+    name_ranks,
+    recorded_figures,
+)
 from hetsched.runtime.shapes import SeenShapes
 from hetsched.runtime.sizes import largest_messages
 from hetsched.runtime.trace import RankTrace, measured_timeline
@@ -38,6 +51,7 @@ from hetsched.runtime.transport.streamed import StreamedTransport
 from hetsched.runtime.work import Channels, RankStep
 from hetsched.schedule.action import Kind
 from hetsched.schedule.program import Program
+from hetsched.sim.overlap import Overlap
 from hetsched.sim.timeline import Timeline
 from hetsched.stepplan import StepPlan
 from hetsched.stepprogram import step_program
@@ -70,6 +84,8 @@ class Engine:
     ) -> None:
         _check_launch(plan, builders)
         self.plan, self.rank, self.device = plan, dist.get_rank(), use_device(plan, dist.get_rank())
+        self.recorder = Recorder(clock_of(self.device))
+        self._meters = {name: ContextMeter(self.recorder) for name in plan.modules}
         self._meshes = make_meshes(plan.grids, device_type=self.device.type)
         self._groups = make_groups(plan.grids)
         self.stages: dict[tuple[str, int], nn.Module] = {}
@@ -83,11 +99,9 @@ class Engine:
         _, self._lanes = make_topology(plan)
         self._lane = next(i for i, ranks in enumerate(self._lanes) if self.rank in ranks)
         timeout = timedelta(seconds=timeout_s)
-        transport = self._make_transport(timeout)
-        if is_debug:
-            transport = CheckedTransport(transport, timeout=timeout)
-        self._is_debug, self._exchange = is_debug, Exchange(self.rank, transport, device=self.device)
-        self.recorder = Recorder()
+        self._transport = MeteredTransport(self._make_transport(timeout), self.recorder)
+        checked = CheckedTransport(self._transport, timeout=timeout) if is_debug else self._transport
+        self._is_debug, self._exchange = is_debug, Exchange(self.rank, checked, device=self.device)
         self._executor = Executor(
             self.stages,
             exchange=self._exchange,
@@ -141,9 +155,15 @@ class Engine:
 
     def timeline(self) -> Timeline:
         """The last step as it ran, on all ranks; every rank calls this. See hetsched.runtime.trace."""
-        trace = RankTrace(self._lane, self.recorder.began_ns, tuple(self.recorder.records))
+        trace = RankTrace(self._lane, self.recorder.began_ns, self.recorder.records)
         assert self._last_program is not None, "there was no step yet"
         return measured_timeline(self._last_program, gather_objects(trace, group=None))
+
+    def overlap(self) -> tuple[Overlap, ...]:
+        """What the last step hid of its communication; every rank calls this. See hetsched.sim.overlap."""
+        context = {name: meter.passed() for name, meter in self._meters.items()}
+        mine = RankTraffic(self.recorder.began_ns, self._transport.traffic(), context)
+        return overlaps(gather_objects(mine, group=None))
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The trained parameters that live on this rank."""
@@ -198,7 +218,7 @@ class Engine:
     def _build(self, name: str, stage: int, builder: Builder) -> nn.Module:
         layout, dtype = self.plan.modules[name].layout, getattr(torch, self.plan.dtype)
         group = self._groups[name].context
-        mesh = ModuleMesh(name, layout.num_stages, self.device, dtype, self._meshes[name], group)
+        mesh = ModuleMesh(name, layout.num_stages, self.device, dtype, self._meshes[name], group, self._meters[name])
         module = builder(stage, mesh).to(self.device, dtype)
         if self.plan.modules[name].frozen:
             module.requires_grad_(False)
@@ -220,9 +240,13 @@ class Engine:
         self._last_program = step.program
         setup = self._setup(step, is_training=is_training)
         self.recorder.begin_step()
+        for meter in self._meters.values():
+            meter.begin_step()
         with self._exchange.step(setup):
             lane = step.program.lanes[self._lane]
-            return self._executor.run(lane, work, is_training=is_training, meanwhile=meanwhile)
+            result = self._executor.run(lane, work, is_training=is_training, meanwhile=meanwhile)
+        self.recorder.end_step()
+        return result
 
     def _setup(self, step: StepPlan, *, is_training: bool) -> StepSetup:
         digest = step.digest if self._is_debug else 0
@@ -232,18 +256,19 @@ class Engine:
         return StepSetup(is_new, largest_messages(self.plan, step, self._channels), digest)
 
     def _report(self, batch: Batch, step: StepPlan, result: StepResult) -> StepReport:
-        elapsed, waited = self.recorder.now() / 1e9, self.recorder.waited_ns / 1e9
         fault = _kernel_fault()
-        figures = {
-            "loss": float(result.loss_sum),
-            "weight": float(result.weight),
-            "step_s": elapsed,
-            "waiting_s": waited,
-            "sent_bytes": float(self._exchange.sent_bytes),
-            "memory": float(peak_memory_bytes(self.device)),
-            "faults": float(fault is not None),
-        }
-        every = gather_figures(figures, group=None)
+        every = gather_figures(
+            {
+                "loss": float(result.loss_sum),
+                "weight": float(result.weight),
+                "sent_bytes": float(self._exchange.sent_bytes),
+                "memory": float(peak_memory_bytes(self.device)),
+                "faults": float(fault is not None),
+                **recorded_figures(self.recorder),
+                **context_figures(self._meters.values()),
+            },
+            group=None,
+        )
         if any(every["faults"]):
             raise ValueError(name_ranks(gather_objects(fault, group=None)))
         if sum(every["weight"]) != step.divisor:
@@ -251,16 +276,8 @@ class Engine:
                 f"the stages counted a weight of {sum(every['weight']):g}, the samples were described with "
                 f"{step.divisor}; make Sample.weight and what the last stage returns agree"
             )
-        size = len(every["loss"])
-        return StepReport(
-            loss=sum(every["loss"]) / step.divisor,
-            num_tokens=sum(sample.num_tokens for sample in batch.samples),
-            step_s=max(every["step_s"]),
-            waiting_s=sum(every["waiting_s"]) / size,
-            bubble=sum(w / s for w, s in zip(every["waiting_s"], every["step_s"], strict=True)) / size,
-            sent_bytes=int(sum(every["sent_bytes"])),
-            peak_memory_bytes=int(max(every["memory"])),
-        )
+        num_tokens = sum(sample.num_tokens for sample in batch.samples)
+        return make_report(every, divisor=step.divisor, num_tokens=num_tokens, is_on_gpu=self.device.type != "cpu")
 
     def _outputs(self, step: StepPlan, result: StepResult) -> list[tuple[int, NDArray[np.int64], Tensor]]:
         """What the last stage returned in eval mode, cut into samples: index, positions that are here, their rows."""

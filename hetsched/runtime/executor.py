@@ -156,15 +156,13 @@ class Executor:
                 for key in done_with.get(place, ()):
                     self._live.pop(key, None)
         meanwhile()
-        with self._recorder.waiting():
-            self._exchange.flush()
+        self._exchange.flush()
         assert not self._arriving, f"received and never used: {list(self._arriving)}"
         return self._result
 
     def _await_signals(self, a: Action) -> None:
         for transfer, counts in self._work.signals_from(a):
-            with self._recorder.waiting():
-                self._exchange.await_signals(transfer, counts)
+            self._exchange.await_signals(transfer, counts)
 
     def _signal(self, a: Action) -> None:
         for transfer, peers in self._work.signals_to(a):
@@ -209,9 +207,10 @@ class Executor:
 
     def _call(self, a: Action, rows: Tensor | None, meta: StageMeta) -> Any:
         stage = self._stages[a.module, a.stage]
-        if torch.is_grad_enabled() and all(self._work.recomputes(a.module, m) for m in a.microbatches):
-            return checkpoint(stage, rows, meta, use_reentrant=False)
-        return stage(rows, meta)
+        with self._recorder.working():
+            if torch.is_grad_enabled() and all(self._work.recomputes(a.module, m) for m in a.microbatches):
+                return checkpoint(stage, rows, meta, use_reentrant=False)
+            return stage(rows, meta)
 
     def _loss(self, a: Action, microbatch: int, output: tuple[Any, ...]) -> Tensor:
         loss_sum, weight, *extras = output
@@ -232,7 +231,8 @@ class Executor:
                 gradients.append(gradient)
                 live.output = None
         if outputs:
-            torch.autograd.backward(outputs, gradients)
+            with self._recorder.working():
+                torch.autograd.backward(outputs, gradients)
 
     def _input_backward(self, a: Action) -> None:
         deferred = self._deferred[a.module, a.stage]
@@ -241,8 +241,9 @@ class Executor:
         deferred.end(a.microbatches[0])
 
     def _weight_backward(self, a: Action) -> None:
-        for m in a.microbatches:
-            self._deferred[a.module, a.stage].multiply(m)
+        with self._recorder.working():
+            for m in a.microbatches:
+                self._deferred[a.module, a.stage].multiply(m)
 
     def _overlap(self, a: Action) -> None:
         for part in a.parts:
@@ -303,10 +304,7 @@ class Executor:
 
     def _arrived(self, module_or_edge: str, kind: Kind, stage: int, m: int) -> Tensor | None:
         arriving = self._arriving.pop((module_or_edge, kind, stage, m), None)
-        if arriving is None:
-            return None
-        with self._recorder.waiting():
-            return arriving.wait()
+        return None if arriving is None else arriving.wait()
 
     def _reduce_gradients(self, a: Action) -> None:
         with self._recorder.waiting():

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch.distributed.device_mesh import DeviceMesh
 
 from hetsched.layout.grid import Grid
+from hetsched.parallel.meter import UNMEASURED, Meter
 
 AXES = ("pp", "dp", "cp", "tp")
 
@@ -28,6 +29,7 @@ class ModuleMesh:
         device_mesh: dims ``pp, dp, cp, tp``; this rank is in it.
         context_group: the context-parallel ranks that share this rank's sequences, by cp rank, in a group of their own;
             None where it has them alone.
+        meter: to be told of the messages in that group.
     """
 
     module: str
@@ -36,6 +38,7 @@ class ModuleMesh:
     dtype: torch.dtype
     device_mesh: DeviceMesh
     context_group: dist.ProcessGroup | None
+    meter: Meter = UNMEASURED
 
 
 def make_meshes(grids: Mapping[str, Grid], *, device_type: str) -> dict[str, DeviceMesh]:

@@ -1,16 +1,19 @@
-"""Measures what a rank does: one record an action, with the part of it spent waiting.
+"""Measures what a rank does: one record an action, with the parts of it spent waiting, and the host's share.
 
-Times are the host's. On a GPU an action's are those of its launches, and all waiting is that of the step's end: nothing
-is synchronized to find out more. Measured timelines of GPUs would need CUDA events.
+Times are those of where actions run: the host's on a CPU, those of CUDA events on the compute stream of a GPU, see
+hetsched.runtime.clock. There an action ends when the stream has done what it launched, and waits where the stream
+does. What an action takes of the host is a figure of its own; where that is as long as the action, the GPU
+may have stood idle between two kernels, which the action's times do not show.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from hetsched.runtime.clock import Clock, HostClock, Waitable
 from hetsched.schedule.action import Action
 
 
@@ -21,50 +24,162 @@ class Record:
     Args:
         action: what ran.
         start_ns, end_ns: when.
-        ready_ns: when it had waited for rows or other ranks, which comes before its work; ``start_ns`` if it did not.
+        ready_ns: when it had waited for what comes before its work: rows, or other ranks; ``start_ns`` if it did not.
+        inner_wait_ns: how long it waited after it had begun to work.
+        arrived_ns: for a RECV when its messages had arrived, if anybody saw it.
+        host_ns: how long the host was at it.
+        stage_host_ns: the part of it spent in the stage's own code.
     """
 
     action: Action
     start_ns: int
     end_ns: int
     ready_ns: int
+    inner_wait_ns: int = 0
+    arrived_ns: int | None = None
+    host_ns: int = 0
+    stage_host_ns: int = 0
 
     @property
     def waited_ns(self) -> int:
         """How much of it was waiting."""
-        return self.ready_ns - self.start_ns
+        return self.ready_ns - self.start_ns + self.inner_wait_ns
+
+    @property
+    def work_ns(self) -> int:
+        """How much of it was not."""
+        return self.end_ns - self.start_ns - self.waited_ns
+
+
+@dataclass(slots=True)
+class Wait:
+    """The moments between which something was waited for."""
+
+    start: int
+    end: int
+
+
+@dataclass(slots=True)
+class _Running:
+    """An action that is being recorded, in moments."""
+
+    action: Action
+    start: int
+    end: int
+    ready: int
+    inner: list[Wait] = field(default_factory=list)
+    arrived: int | None = None
+    has_worked: bool = False
+    host_ns: int = 0
+    stage_host_ns: int = 0
 
 
 class Recorder:
-    """Collects the records of one step at a time."""
+    """Collects the records of one step at a time.
 
-    def __init__(self) -> None:
-        self.records: list[Record] = []
-        self.began_ns = self._ready_ns = 0
+    Args:
+        clock: of where actions run.
+    """
+
+    def __init__(self, clock: Clock | None = None) -> None:
+        self._clock: Clock = HostClock() if clock is None else clock
+        self._ran: list[_Running] = []
+        self._running: _Running | None = None
+        self._times: Sequence[int] = ()
+        self._began_ns = 0
+        self.records: tuple[Record, ...] = ()
+        self.step_ns = 0
 
     def begin_step(self) -> None:
         """Forget the last step; times count from here."""
-        self.records = []
-        self.began_ns = time.perf_counter_ns()
+        self._ran = []
+        self.records = ()
+        self._clock.begin()
+        self._began_ns = time.perf_counter_ns()
+
+    def end_step(self) -> None:
+        """Make the records; on a GPU this waits until the step's work is done.
+
+        ``step_ns`` is then what the step took on the host.
+        """
+        self.step_ns = time.perf_counter_ns() - self._began_ns
+        self._times = self._clock.end()
+        self.records = tuple(self._record(ran) for ran in self._ran)
 
     @contextmanager
     def action(self, action: Action) -> Iterator[None]:
         """Record the action that runs inside."""
-        start = self._ready_ns = self.now()
+        began, start = time.perf_counter_ns(), self._clock.mark()
+        running = self._running = _Running(action, start, start, start)
         yield
-        self.records.append(Record(action, start, self.now(), self._ready_ns))
+        running.end, self._running = self._clock.mark(), None
+        running.host_ns = time.perf_counter_ns() - began
+        self._ran.append(running)
 
     @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """What runs inside is waiting, and the action is not ready before its end."""
+    def working(self) -> Iterator[None]:
+        """What runs inside is a stage's own code; what the action waits for from now on is no longer its beginning."""
+        assert self._running is not None, "only actions work"
+        self._running.has_worked = True
+        began = time.perf_counter_ns()
         yield
-        self._ready_ns = self.now()
+        self._running.stage_host_ns += time.perf_counter_ns() - began
 
-    def now(self) -> int:
-        """Nanoseconds since the step began."""
-        return time.perf_counter_ns() - self.began_ns
+    @contextmanager
+    def waiting(self) -> Iterator[Wait]:
+        """What runs inside is waiting; gives its moments, the second of which is known afterwards."""
+        wait = Wait(self._clock.mark(), 0)
+        yield wait
+        wait.end = self._clock.mark()
+        if self._running is None:
+            return
+        if self._running.has_worked:
+            self._running.inner.append(wait)
+        else:
+            self._running.ready = wait.end
+
+    def mark(self) -> int:
+        """A moment; see Clock."""
+        return self._clock.mark()
+
+    def arrival(self, messages: Sequence[Waitable]) -> int | None:
+        """The moment at which messages have arrived, if anybody sees it; see Clock."""
+        return self._clock.arrival(messages)
+
+    def received(self, messages: Sequence[Waitable]) -> int | None:
+        """As ``arrival``, of messages that the running action receives; its record keeps it."""
+        moment = self._clock.arrival(messages)
+        if self._running is not None:
+            self._running.arrived = moment
+        return moment
+
+    def time_ns(self, moment: int) -> int:
+        """Nanoseconds from the start of the step to a moment; once the step has ended."""
+        return self._times[moment]
+
+    @property
+    def began_ns(self) -> int:
+        """The time from which times count, on the clock that the processes of a host share."""
+        return self._clock.began_ns
+
+    @property
+    def drift_ns(self) -> int:
+        """How far the clock of the actions had gone ahead of the host's at the end of the step."""
+        return self._clock.drift_ns
 
     @property
     def waited_ns(self) -> int:
         """Time that the step's actions spent waiting."""
         return sum(record.waited_ns for record in self.records)
+
+    def _record(self, ran: _Running) -> Record:
+        return Record(
+            ran.action,
+            self._times[ran.start],
+            self._times[ran.end],
+            self._times[ran.ready],
+            inner_wait_ns=sum(self._times[wait.end] - self._times[wait.start] for wait in ran.inner),
+            arrived_ns=None if ran.arrived is None else self._times[ran.arrived],
+            host_ns=ran.host_ns,
+            stage_host_ns=ran.stage_host_ns,
+        )

@@ -1,8 +1,9 @@
 """What the ranks recorded of a step, as a timeline of its program: the same form that the simulator gives.
 
 Waiting is idle time: a compute action's span starts when its inputs had arrived, a collective's when the last of its
-ranks came to it. When a message arrived nobody saw: of those that an action waited for the last one posted is said to
-be on its way until the action went on, and all others no longer than their SEND.
+ranks came to it, and what an action waited for later, inside its work, is a figure of its span. Where nobody saw a
+message arrive (on CPUs), of those that an action waited for the last one posted is said to be on its way until the
+action went on, and all others no longer than their SEND.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from hetsched.schedule.action import Action
 from hetsched.schedule.program import Program
 from hetsched.sim.timeline import Span, Stream, Timeline, make_timeline
 
-_SHORTEST_WAIT_NS = 50_000
+SHORTEST_WAIT_NS = 50_000
 """To ask for what is there already takes time too."""
 
 
@@ -39,7 +40,7 @@ class RankTrace:
     @property
     def busy_ns(self) -> int:
         """Time in actions that was not waiting."""
-        return sum(r.end_ns - r.start_ns - r.waited_ns for r in self.records)
+        return sum(record.work_ns for record in self.records)
 
 
 def measured_timeline(program: Program, traces: Sequence[RankTrace]) -> Timeline:
@@ -79,8 +80,8 @@ def _compute_spans(trace: RankTrace, entered: Mapping[Action, int]) -> Iterator[
         action, end = record.action, trace.began_ns + record.end_ns
         if action.kind.is_transfer:
             continue
-        start = entered.get(action, trace.began_ns + record.ready_ns)
-        yield Span(trace.lane, Stream.COMPUTE, min(start, end), end, action)
+        start = min(entered.get(action, trace.began_ns + record.ready_ns), end)
+        yield Span(trace.lane, Stream.COMPUTE, start, end, action, waited_ns=min(record.inner_wait_ns, end - start))
 
 
 class _Message(NamedTuple):
@@ -100,7 +101,9 @@ def _message_spans(flat: FlatProgram, traces: Sequence[RankTrace]) -> Iterator[S
     for message in messages:
         lane, place = message.user
         end = message.posted_ns
-        if last_of[message.user] is message:
+        if message.received.arrived_ns is not None:
+            end = max(end, traces[lane].began_ns + message.received.arrived_ns)
+        elif last_of[message.user] is message:
             end = max(end, _went_on(traces[lane], place))
         start = message.posted_ns - (message.sent.end_ns - message.sent.start_ns)
         yield Span(message.source, Stream.SEND, start, end, message.sent.action, lane)
@@ -127,7 +130,8 @@ def _users(trace: RankTrace) -> list[int]:
 
 
 def _went_on(trace: RankTrace, place: int) -> int:
-    """When an action stopped waiting; 0 if it did not wait."""
-    if place == len(trace.records) or trace.records[place].waited_ns < _SHORTEST_WAIT_NS:
+    """When an action stopped waiting and began its work; 0 if it did not wait."""
+    if place == len(trace.records):
         return 0
-    return trace.began_ns + trace.records[place].ready_ns
+    record = trace.records[place]
+    return trace.began_ns + record.ready_ns if record.ready_ns - record.start_ns >= SHORTEST_WAIT_NS else 0

@@ -29,7 +29,7 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class KindError:
-    """The durations of all matched actions of one kind of one module.
+    """The durations of all matched actions of one kind of one module, without what they waited for inside.
 
     Args:
         name: e.g. ``llm F``; messages by the kind of their SEND.
@@ -121,12 +121,15 @@ def compare(
 
 def scaled(timeline: Timeline, factor: float) -> Timeline:
     """The timeline with all times multiplied by ``factor``."""
-    spans = tuple(
-        s._replace(start_ns=round(s.start_ns * factor), end_ns=round(s.end_ns * factor)) for s in timeline.spans
-    )
+    spans = tuple(_scaled_span(span, factor) for span in timeline.spans)
     memory = tuple(tuple((round(time * factor), held) for time, held in curve) for curve in timeline.memory)
     bound = None if timeline.lower_bound_ns is None else round(timeline.lower_bound_ns * factor)
     return replace(timeline, spans=spans, memory=memory, lower_bound_ns=bound)
+
+
+def _scaled_span(span: Span, factor: float) -> Span:
+    start, end = round(span.start_ns * factor), round(span.end_ns * factor)
+    return span._replace(start_ns=start, end_ns=end, waited_ns=min(round(span.waited_ns * factor), end - start))
 
 
 def _modules(timeline: Timeline) -> str:
@@ -136,7 +139,7 @@ def _modules(timeline: Timeline) -> str:
 
 
 def _work(timeline: Timeline) -> int:
-    return sum(span.duration_ns for span in timeline.spans if span.action.kind.is_compute)
+    return sum(span.work_ns for span in timeline.spans if span.action.kind.is_compute)
 
 
 def _match(predicted: Timeline, measured: Timeline) -> Iterator[Match]:
@@ -163,7 +166,7 @@ def _errors(matches: Sequence[Match]) -> Iterator[KindError]:
     for match in matches:
         if match.predicted is not None and match.measured is not None and match.predicted.stream is not Stream.RECEIVE:
             name = f"{match.predicted.action.module} {match.predicted.action.kind}"
-            durations[name].append((match.predicted.duration_ns, match.measured.duration_ns))
+            durations[name].append((match.predicted.work_ns, match.measured.work_ns))
     for name, pairs in sorted(durations.items()):
         count = len(pairs)
         before, after = sum(p for p, _ in pairs) / count, sum(m for _, m in pairs) / count

@@ -1,11 +1,12 @@
 """Where the idle time of a timeline comes from.
 
-Idle time of a lane is the makespan minus the time in which its compute engine is busy. It has five causes,
-which add up to it:
+Idle time of a lane is the makespan minus the time in which its compute engine works: in an action, and not waiting
+there. It has five causes, which add up to it:
 
 - **warmup**: before the lane's first action.
 - **cooldown**: after its last action; all of the makespan for a lane without actions.
-- **transfer**: between actions, while a message was on its way to this lane that had arrived when the lane went on.
+- **transfer**: between actions, while a message was on its way to this lane that had arrived when the lane went on; and
+  within actions, while they waited for messages of their own, such as the keys of context-parallel attention.
 - **dependency**: the rest of the time between actions: another lane has yet to make what this one needs.
 - **imbalance**: the work that the busiest lane has more than this one. Any order leaves the lane idle for so
   long, so it is not the order's fault; it is taken out of dependency first, then cooldown, warmup and transfer.
@@ -50,7 +51,7 @@ class Bubble:
 def bubbles(timeline: Timeline) -> tuple[Bubble, ...]:
     """The bubble of each lane."""
     lanes = range(len(timeline.program.lanes))
-    work = [_length(_busy(timeline.stream(lane, Stream.COMPUTE))) for lane in lanes]
+    work = [_length(_busy(computed)) - _waited(computed) for computed in (_computed(timeline, lane) for lane in lanes)]
     return tuple(_level(_of_lane(timeline, lane), imbalance=max(work) - work[lane]) for lane in lanes)
 
 
@@ -67,7 +68,8 @@ def bubble_fraction(timeline: Timeline) -> float:
 
 def _of_lane(timeline: Timeline, lane: int) -> Bubble:
     """Idle time by place: before, after and between the lane's actions."""
-    busy = _busy(timeline.stream(lane, Stream.COMPUTE))
+    computed = _computed(timeline, lane)
+    busy = _busy(computed)
     if not busy:
         return Bubble(cooldown=timeline.makespan_ns)
     gaps = [(end, start) for (_, end), (start, _) in pairwise(busy) if end < start]
@@ -79,8 +81,16 @@ def _of_lane(timeline: Timeline, lane: int) -> Bubble:
         warmup=busy[0][0],
         cooldown=timeline.makespan_ns - busy[-1][1],
         dependency=between - transfer,
-        transfer=transfer,
+        transfer=transfer + _waited(computed),
     )
+
+
+def _computed(timeline: Timeline, lane: int) -> tuple[Span, ...]:
+    return timeline.stream(lane, Stream.COMPUTE)
+
+
+def _waited(computed: Iterable[Span]) -> int:
+    return sum(span.waited_ns for span in computed)
 
 
 def _awaited(messages: Sequence[Span], arrivals: Sequence[int], gap: tuple[int, int]) -> int:

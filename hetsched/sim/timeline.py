@@ -20,7 +20,7 @@ from hetsched.schedule.serialize import (
     read_object,
 )
 
-FORMAT = "hetsched-timeline-1"
+FORMAT = "hetsched-timeline-2"
 
 
 class Stream(StrEnum):
@@ -39,6 +39,7 @@ class Span(NamedTuple):
         start_ns, end_ns: when, from the start of the step.
         action: a compute action or a collective; for a message its SEND or its RECV.
         peer: for a message the lane at its other end. A message has a span at each end, of the same time.
+        waited_ns: how long a measured action waited after it had begun, for messages of its own; 0 if simulated.
     """
 
     lane: int
@@ -47,10 +48,16 @@ class Span(NamedTuple):
     end_ns: int
     action: Action
     peer: int | None = None
+    waited_ns: int = 0
 
     @property
     def duration_ns(self) -> int:
         return self.end_ns - self.start_ns
+
+    @property
+    def work_ns(self) -> int:
+        """The part of it that was not waiting."""
+        return self.duration_ns - self.waited_ns
 
 
 @dataclass(frozen=True)
@@ -95,7 +102,7 @@ class Timeline:
         return {
             "format": FORMAT,
             "program": program_to_json(self.program),
-            "spans": [[s.lane, str(s.stream), s.start_ns, s.end_ns, str(s.action), s.peer] for s in self.spans],
+            "spans": [_span_to_json(span) for span in self.spans],
             "memory": [[list(point) for point in curve] for curve in self.memory],
             "lower_bound_ns": self.lower_bound_ns,
         }
@@ -128,24 +135,32 @@ def make_timeline(
     """A timeline of spans in any order.
 
     Raises:
-        ScheduleError: a span that ends before it starts, or on a lane that the program does not have.
+        ScheduleError: a span that ends before it starts, waits longer than it lasts, or is on a lane that the
+            program does not have.
     """
     kept = sorted(spans, key=attrgetter("lane", "stream", "start_ns", "end_ns"))
     for span in kept:
         if not 0 <= span.start_ns <= span.end_ns or not 0 <= span.lane < len(program.lanes):
             raise ScheduleError(f"span {span.action} on lane {span.lane}: {span.start_ns} to {span.end_ns} ns")
+        if not 0 <= span.waited_ns <= span.duration_ns:
+            raise ScheduleError(f"span {span.action}: {span.waited_ns} of {span.duration_ns} ns waited")
     return Timeline(program, tuple(kept), memory, lower_bound_ns)
 
 
+def _span_to_json(s: Span) -> list[Any]:
+    return [s.lane, str(s.stream), s.start_ns, s.end_ns, str(s.action), s.peer, s.waited_ns]
+
+
 def _read_span(data: Any) -> Span:
-    if not isinstance(data, list) or [type(x) for x in data[:5]] != [int, str, int, int, str] or len(data) != 6:
-        raise ScheduleError(f"a span is [lane, stream, start, end, action, peer], not {data!r:.80}")
-    lane, stream, start_ns, end_ns, action, peer = data
+    types = [int, str, int, int, str, int]
+    if not isinstance(data, list) or [type(x) for x in (*data[:5], *data[6:])] != types:
+        raise ScheduleError(f"a span is [lane, stream, start, end, action, peer, waited], not {data!r:.80}")
+    lane, stream, start_ns, end_ns, action, peer, waited_ns = data
     if stream not in tuple(Stream) or type(peer) not in (int, type(None)):
         raise ScheduleError(
             f"span {data!r:.80}: the stream is one of {[str(s) for s in Stream]}, the peer a lane or null"
         )
-    return Span(lane, Stream(stream), start_ns, end_ns, parse_action(action), peer)
+    return Span(lane, Stream(stream), start_ns, end_ns, parse_action(action), peer, waited_ns)
 
 
 def _read_point(data: Any) -> tuple[int, int]:

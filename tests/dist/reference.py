@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hetsched.batch import DataSource, Item, Sample
 from hetsched.models.multimodal import builders
+from hetsched.parallel.meter import UNMEASURED
 from hetsched.plan import Plan
 from hetsched.runtime.stage import BoundaryRows, StageMeta
 
@@ -26,7 +27,7 @@ class Trained:
 
 def train_alone(plan: Plan, source: DataSource, batches: list[list[int]], *, learning_rate: float) -> Trained:
     """Plain SGD on the batches, in one process."""
-    whole = SimpleNamespace(num_stages=1, device=torch.device("cpu"), context_group=None)
+    whole = SimpleNamespace(num_stages=1, device=torch.device("cpu"), context_group=None, meter=UNMEASURED)
     modules = {name: build(0, whole) for name, build in builders(plan).items()}
     for name, module in modules.items():
         module.requires_grad_(not plan.modules[name].frozen)

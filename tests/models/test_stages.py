@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from hetsched.errors import PlanError
 from hetsched.models.multimodal import builders
 from hetsched.models.vit import sincos_2d
+from hetsched.parallel.meter import UNMEASURED
 from hetsched.plan import parse_plan
 from hetsched.plan.model import stage_layers
 from hetsched.runtime.stage import BoundaryRows, StageMeta
@@ -34,7 +35,7 @@ def build(
     module: str, num_stages: int, *, dtype: str = "float64", seed: int = 3, device: str = "cpu"
 ) -> list[nn.Module]:
     builder = builders(parse_plan(PLAN.format(dtype=dtype, seed=seed)))[module]
-    mesh = SimpleNamespace(num_stages=num_stages, device=torch.device(device), context_group=None)
+    mesh = SimpleNamespace(num_stages=num_stages, device=torch.device(device), context_group=None, meter=UNMEASURED)
     return [builder(stage, mesh) for stage in range(num_stages)]
 
 

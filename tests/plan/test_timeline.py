@@ -156,13 +156,14 @@ def broken(key: str, value: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("key", "value", "fault"),
     [
-        ("format", "other", "not a file of format hetsched-timeline-1"),
+        ("format", "other", "not a file of format hetsched-timeline-2"),
         ("extra", 1, "expected an object with keys"),
         ("lower_bound_ns", 1.5, "lower_bound_ns is 1.5, expected int"),
         ("spans.0", [0, "compute", 0], "a span is"),
         ("spans.0.1", "copy", "the stream is one of"),
         ("spans.0.3", -1, "span llm:0F0 on lane 0: 0 to -1 ns"),
         ("spans.0.0", 7, "on lane 7"),
+        ("spans.0.6", 11, "11 of 10 ns waited"),
         ("spans.0.4", "0BOGUS", "is not an action"),
         ("program.format", 1, "not a file of format hetsched-program-1"),
         ("program.num_microbatches", True, "num_microbatches is True, expected int"),

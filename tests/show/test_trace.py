@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 from hetsched.runtime.recorder import Record
 from hetsched.runtime.trace import RankTrace, measured_timeline
 from hetsched.schedule.action import parse_action
@@ -42,6 +45,34 @@ def test_waiting_is_idle_and_a_message_is_on_its_way_until_its_user_goes_on() ->
     assert spans(timeline, 0, Stream.RECEIVE) == [("llm:0RECV_B0", 600, 712)]
     transfer = bubbles(timeline)[1].transfer
     assert bubbles(timeline)[0] == Bubble(dependency=318 * US, transfer=112 * US, imbalance=182 * US) and transfer == 0
+
+
+def test_waiting_inside_an_action_is_idle_too_and_no_work() -> None:
+    """Of the 300 us of lane 1's backward 90 were waiting for messages of its own."""
+    records = [replace(r, inner_wait_ns=90 * US) if str(r.action) == "llm:1B0" else r for r in SECOND.records]
+    whole = measured_timeline(program(), [FIRST, SECOND])
+    parts = measured_timeline(program(), [FIRST, RankTrace(1, SECOND.began_ns, tuple(records))])
+    assert [s.waited_ns for s in parts.stream(1, Stream.COMPUTE)] == [0, 90 * US]
+    assert spans(parts, 1, Stream.COMPUTE) == spans(whole, 1, Stream.COMPUTE)
+    before, after = bubbles(whole)[1], bubbles(parts)[1]
+    assert (after.total - before.total, after.transfer - before.transfer) == (90 * US, 90 * US)
+    assert bubbles(parts)[0].imbalance == bubbles(whole)[0].imbalance - 90 * US
+
+
+def test_a_message_is_on_its_way_until_somebody_saw_it_arrive() -> None:
+    """The backward's gradient, posted at 620 us, was seen at 650, long before its user went on at 712."""
+    records = [replace(r, arrived_ns=650 * US) if str(r.action) == "llm:0RECV_B0" else r for r in FIRST.records]
+    timeline = measured_timeline(program(), [RankTrace(0, FIRST.began_ns, tuple(records)), SECOND])
+    assert spans(timeline, 0, Stream.RECEIVE) == [("llm:0RECV_B0", 600, 650)]
+    early = [replace(r, arrived_ns=10 * US) if str(r.action) == "llm:0RECV_B0" else r for r in FIRST.records]
+    timeline = measured_timeline(program(), [RankTrace(0, FIRST.began_ns, tuple(early)), SECOND])
+    assert spans(timeline, 0, Stream.RECEIVE) == [("llm:0RECV_B0", 600, 620)]
+
+
+def test_a_measured_timeline_is_read_as_it_was_written() -> None:
+    records = [replace(r, inner_wait_ns=90 * US) if str(r.action) == "llm:1B0" else r for r in SECOND.records]
+    timeline = measured_timeline(program(), [FIRST, RankTrace(1, SECOND.began_ns, tuple(records))])
+    assert Timeline.from_json(json.loads(json.dumps(timeline.to_json()))) == timeline
 
 
 def test_ranks_that_began_later_are_later() -> None:

@@ -1,0 +1,166 @@
+"""Moments of a step, and their times on one clock: that of the host, which its processes share.
+
+A moment is when all is done that was given so far to where actions run. Its time is known once the step has ended, so
+that nothing waits for it within the step: on a CPU it is now, on a GPU an event says it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+
+_NS_PER_MS = 1e6
+_NUM_TRIES = 3
+
+
+class Waitable(Protocol):
+    """What may not be done yet."""
+
+    def wait(self) -> Any: ...
+
+
+class Clock(Protocol):
+    """Numbers the moments of a step.
+
+    Attributes:
+        began_ns: when the step began, of ``time.perf_counter_ns``.
+        drift_ns: how much longer than for the host the step was for the clock of the device.
+    """
+
+    began_ns: int
+    drift_ns: int
+
+    def begin(self) -> None:
+        """Forget the last step's moments; times count from here."""
+
+    def mark(self) -> int:
+        """The moment at which what was given to the current stream so far is done."""
+
+    def arrival(self, messages: Sequence[Waitable]) -> int | None:
+        """The moment at which all of the messages have arrived; None if nobody sees it before waiting for them."""
+
+    def end(self) -> Sequence[int]:
+        """Nanoseconds from the beginning of the step to each moment; waits until the last has passed."""
+
+
+class HostClock:
+    """Moments of a CPU, whose work is done when the host goes on."""
+
+    def __init__(self) -> None:
+        self._times: list[int] = []
+        self.began_ns = self.drift_ns = 0
+
+    def begin(self) -> None:
+        """As in Clock."""
+        self._times = []
+        self.began_ns = time.perf_counter_ns()
+
+    def mark(self) -> int:
+        """As in Clock."""
+        self._times.append(time.perf_counter_ns() - self.began_ns)
+        return len(self._times) - 1
+
+    def arrival(self, messages: Sequence[Waitable]) -> int | None:
+        """As in Clock: a message of gloo's is seen by whom waits for it."""
+        return None
+
+    def end(self) -> Sequence[int]:
+        """As in Clock."""
+        return self._times
+
+
+class Event(Protocol):
+    """A CUDA event with its time."""
+
+    def record(self) -> Any: ...
+
+    def synchronize(self) -> None: ...
+
+    def elapsed_time(self, end_event: Any) -> float:
+        """Milliseconds to a later event."""
+
+
+class EventClock:
+    """Moments of a GPU: events on its streams, which are kept and used again in each step.
+
+    The device's clock is held against the host's before the step and after it, where nothing is left to do; between
+    the two a moment costs the host a few microseconds. Arrivals are seen by a stream that waits for nothing else, in
+    the order in which they are asked for: what overtakes a message that was asked for before seems to arrive with it.
+
+    Args:
+        make_event: makes an event that records on the current stream.
+        aside: makes the clock's own stream the current one.
+        now_ns: the host's clock.
+    """
+
+    def __init__(
+        self,
+        make_event: Callable[[], Event],
+        *,
+        aside: Callable[[], AbstractContextManager[Any]],
+        now_ns: Callable[[], int] = time.perf_counter_ns,
+    ) -> None:
+        self._make_event, self._aside, self._now_ns = make_event, aside, now_ns
+        self._events: list[Event] = []
+        self._num_used = 0
+        self._origin = make_event()
+        self.began_ns = self.drift_ns = 0
+
+    @classmethod
+    def of(cls, device: torch.device) -> EventClock:
+        """The clock of a GPU."""
+        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        return cls(partial(torch.cuda.Event, enable_timing=True), aside=partial(torch.cuda.stream, stream))
+
+    def begin(self) -> None:
+        """As in Clock; waits until the current stream has nothing left to do."""
+        self._num_used = 0
+        self._origin, self.began_ns = self._meet()
+
+    def mark(self) -> int:
+        """As in Clock."""
+        if self._num_used == len(self._events):
+            self._events.append(self._make_event())
+        self._events[self._num_used].record()
+        self._num_used += 1
+        return self._num_used - 1
+
+    def arrival(self, messages: Sequence[Waitable]) -> int | None:
+        """As in Clock; ``wait`` of the messages makes the current stream wait and not the host."""
+        with self._aside():
+            for message in messages:
+                message.wait()
+            return self.mark()
+
+    def end(self) -> Sequence[int]:
+        """As in Clock."""
+        for event in self._events[: self._num_used]:
+            event.synchronize()
+        last, ended_ns = self._meet()
+        self.drift_ns = self._since_origin(last) - (ended_ns - self.began_ns)
+        return [self._since_origin(event) for event in self._events[: self._num_used]]
+
+    def _meet(self) -> tuple[Event, int]:
+        """An event, and the host's time of it: of several tries the one that held the host least."""
+        _, event, at_ns = min((self._try() for _ in range(_NUM_TRIES)), key=lambda tried: tried[0])
+        return event, at_ns
+
+    def _try(self) -> tuple[int, Event, int]:
+        event, before = self._make_event(), self._now_ns()
+        event.record()
+        event.synchronize()
+        after = self._now_ns()
+        return after - before, event, (before + after) // 2
+
+    def _since_origin(self, event: Event) -> int:
+        return round(self._origin.elapsed_time(event) * _NS_PER_MS)
+
+
+def clock_of(device: torch.device) -> Clock:
+    """The clock of the actions that run on ``device``."""
+    return HostClock() if device.type == "cpu" else EventClock.of(device)

@@ -1,0 +1,216 @@
+"""What the recorder makes of moments, and moments of events, with clocks and events that the test turns by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import pytest
+
+from hetsched.runtime.clock import EventClock, Waitable
+from hetsched.runtime.recorder import Recorder
+from hetsched.schedule.action import parse_action
+
+F0, F1 = parse_action("llm:0F0"), parse_action("llm:0F1")
+
+
+class TurnedClock:
+    """A clock that stands still until it is turned."""
+
+    def __init__(self) -> None:
+        self.now = self.began_ns = self.drift_ns = 0
+        self.times: list[int] = []
+
+    def begin(self) -> None:
+        self.times = []
+
+    def mark(self) -> int:
+        self.times.append(self.now)
+        return len(self.times) - 1
+
+    def arrival(self, messages: Sequence[Waitable]) -> int | None:
+        return self.mark()
+
+    def end(self) -> Sequence[int]:
+        return self.times
+
+
+@contextmanager
+def takes(clock: TurnedClock, time: int) -> Iterator[None]:
+    yield
+    clock.now += time
+
+
+def test_waits_before_the_work_are_told_from_those_inside_it() -> None:
+    clock = TurnedClock()
+    recorder = Recorder(clock)
+    recorder.begin_step()
+    with recorder.action(F0):
+        with recorder.waiting(), takes(clock, 10):
+            pass
+        with recorder.waiting(), takes(clock, 5):
+            pass
+        with recorder.working():
+            with takes(clock, 100):
+                pass
+            with recorder.waiting(), takes(clock, 30):
+                pass
+            with takes(clock, 60):
+                pass
+        with recorder.waiting(), takes(clock, 7):
+            pass
+    with recorder.action(F1), recorder.working(), takes(clock, 50):
+        pass
+    recorder.end_step()
+    first, second = recorder.records
+    assert (first.start_ns, first.ready_ns, first.end_ns, first.inner_wait_ns) == (0, 15, 212, 37)
+    assert (first.waited_ns, first.work_ns) == (52, 160)
+    assert (second.start_ns, second.ready_ns, second.end_ns, second.waited_ns) == (212, 212, 262, 0)
+    assert recorder.waited_ns == 52
+
+
+def test_a_step_forgets_the_one_before() -> None:
+    clock = TurnedClock()
+    recorder = Recorder(clock)
+    for number in (2, 1):
+        recorder.begin_step()
+        for _ in range(number):
+            with recorder.action(F0), takes(clock, 1):
+                pass
+        recorder.end_step()
+        assert len(recorder.records) == number
+
+
+def test_the_part_of_the_host_that_is_the_stages_own_is_kept_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter(range(0, 1000, 10))
+    monkeypatch.setattr("hetsched.runtime.recorder.time.perf_counter_ns", lambda: next(now))
+    recorder = Recorder(TurnedClock())
+    recorder.begin_step()
+    with recorder.action(F0), recorder.working():
+        pass
+    recorder.end_step()
+    (record,) = recorder.records
+    assert (record.host_ns, record.stage_host_ns) == (30, 10)
+
+
+@dataclass
+class Device:
+    """A GPU that does one thing after the other, with a clock of its own, beside a host whose time passes as it waits.
+
+    Attributes:
+        rate: of its clock, against the host's.
+        free_ns: until when it has something to do, in host time.
+        num_events, num_waits: events made, and times that the host waited.
+    """
+
+    rate: float = 1.0
+    host_ns: int = 1_000_000
+    free_ns: int = 0
+    num_events: int = 0
+    num_waits: int = 0
+
+    def launch(self, duration_ns: int) -> None:
+        """A kernel, which takes the host 1 us."""
+        self.host_ns += 1000
+        self.free_ns = max(self.free_ns, self.host_ns) + duration_ns
+
+    def make_event(self) -> FakeEvent:
+        self.num_events += 1
+        return FakeEvent(self)
+
+    def clock(self) -> EventClock:
+        return EventClock(self.make_event, aside=self.aside, now_ns=lambda: self.host_ns)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Another stream, which has nothing to do but what it is given inside."""
+        mine, self.free_ns = self.free_ns, 0
+        yield
+        self.free_ns = mine
+
+
+@dataclass
+class FakeEvent:
+    device: Device
+    at_ns: int = 0
+
+    def record(self) -> None:
+        self.device.host_ns += 100
+        self.at_ns = max(self.device.host_ns, self.device.free_ns)
+
+    def synchronize(self) -> None:
+        self.device.num_waits += 1
+        self.device.host_ns = max(self.device.host_ns, self.at_ns) + 100
+
+    def elapsed_time(self, end_event: FakeEvent) -> float:
+        return (end_event.at_ns - self.at_ns) * self.device.rate / 1e6
+
+
+@dataclass
+class Message:
+    """It arrives at a time of the host, and makes the current stream wait."""
+
+    device: Device
+    at_ns: int
+
+    def wait(self) -> None:
+        self.device.free_ns = max(self.device.free_ns, self.at_ns)
+
+
+def test_events_give_the_times_of_the_device_on_the_clock_of_the_host() -> None:
+    device = Device()
+    clock = device.clock()
+    device.launch(5_000_000)
+    clock.begin()
+    assert device.host_ns > 6_000_000, "what was launched before the step is no part of it"
+    began = device.host_ns
+    device.launch(300_000)
+    first = clock.mark()
+    device.launch(200_000)
+    second = clock.mark()
+    launched = device.host_ns - began
+    times = clock.end()
+    assert launched < 10_000, "the host is far ahead of the device"
+    assert times[first] + clock.began_ns == pytest.approx(began + 301_000, abs=300)
+    assert times[second] - times[first] == 200_000
+
+
+def test_within_a_step_the_host_waits_for_no_event_and_later_steps_make_none_but_to_compare_clocks() -> None:
+    device = Device()
+    clock = device.clock()
+    made = []
+    for _ in range(3):
+        clock.begin()
+        waits, before = device.num_waits, device.num_events
+        for _ in range(50):
+            device.launch(1000)
+            clock.mark()
+        assert device.num_waits == waits
+        made.append(device.num_events - before)
+        clock.end()
+    assert made == [50, 0, 0]
+
+
+def test_a_clock_that_runs_fast_is_told() -> None:
+    device = Device(rate=1.001)
+    clock = device.clock()
+    clock.begin()
+    device.launch(100_000_000)
+    clock.mark()
+    clock.end()
+    assert clock.drift_ns == pytest.approx(100_000, rel=0.01)
+
+
+def test_an_arrival_is_seen_beside_the_work() -> None:
+    device = Device()
+    clock = device.clock()
+    clock.begin()
+    began = clock.began_ns
+    device.launch(9_000_000)
+    arrival = clock.arrival([Message(device, began + 4_000_000), Message(device, began + 3_000_000)])
+    done = clock.mark()
+    times = clock.end()
+    assert arrival is not None
+    assert times[arrival] == 4_000_000
+    assert times[done] > 9_000_000
