@@ -71,7 +71,7 @@ class _Passage:
         self._arrived = self._recorder.arrival(works)
 
     def arrived(self) -> None:
-        self._arrived = self._recorder.mark()
+        self._arrived = self._recorder.mark_here()
 
     def passed(self) -> Passed:
         time_ns = self._recorder.time_ns

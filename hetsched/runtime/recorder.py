@@ -142,6 +142,10 @@ class Recorder:
         """A moment; see Clock."""
         return self._clock.mark()
 
+    def mark_here(self) -> int:
+        """A moment of the current stream; see Clock."""
+        return self._clock.mark_here()
+
     def arrival(self, messages: Sequence[Waitable]) -> int | None:
         """The moment at which messages have arrived, if anybody sees it; see Clock."""
         return self._clock.arrival(messages)
