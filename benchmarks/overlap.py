@@ -103,21 +103,23 @@ def profiled(step: Callable[[], None]) -> Figures:
 
 def evaluate(events: Iterable[dict[str, Any]]) -> Figures:
     """The figures of a trace: messages are NCCL's sends and copies between GPUs, work is what is not NCCL's."""
-    messages: list[tuple[float, float]] = []
-    work: list[tuple[float, float]] = []
+    spans: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
     for event in events:
-        span = (event.get("ts", 0.0), event.get("ts", 0.0) + event.get("dur", 0.0))
-        name = event.get("name", "")
-        if event.get("cat") == "kernel" and "nccl" not in name:
-            work.append(span)
-        elif (event.get("cat") == "kernel" and "SendRecv" in name) or (
-            event.get("cat") == "gpu_memcpy" and ("PtoP" in name or "DtoD" in name)
-        ):
-            messages.append(span)
+        is_message = _is_message(event.get("cat", ""), event.get("name", ""))
+        if is_message is not None:
+            spans[is_message].append((event["ts"], event["ts"] + event["dur"]))
+    messages, work = spans[True], spans[False]
     busy = merged(work)
     under_way = sum(end - start for start, end in messages)
     hidden = sum(min(end, b) - max(start, a) for start, end in messages for a, b in busy if a < end and b > start)
     return Figures(under_way / 1e3, (under_way - hidden) / 1e3)
+
+
+def _is_message(category: str, name: str) -> bool | None:
+    """Whether an event of a trace is a message or work; None if neither."""
+    if category == "kernel":
+        return "SendRecv" in name if "nccl" in name else False
+    return True if category == "gpu_memcpy" and ("PtoP" in name or "DtoD" in name) else None
 
 
 def merged(spans: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
