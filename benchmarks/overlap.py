@@ -117,9 +117,10 @@ def evaluate(events: Iterable[dict[str, Any]]) -> Figures:
 
 def _is_message(category: str, name: str) -> bool | None:
     """Whether an event of a trace is a message or work; None if neither."""
-    if category == "kernel":
-        return "SendRecv" in name if "nccl" in name else False
-    return True if category == "gpu_memcpy" and ("PtoP" in name or "DtoD" in name) else None
+    is_copy = category == "gpu_memcpy" and ("PtoP" in name or "DtoD" in name)
+    if is_copy or "SendRecv" in name:
+        return True
+    return False if category == "kernel" and "nccl" not in name else None
 
 
 def merged(spans: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
