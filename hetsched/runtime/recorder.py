@@ -138,6 +138,11 @@ class Recorder:
         else:
             self._running.ready = wait.end
 
+    @property
+    def is_recording(self) -> bool:
+        """Whether an action runs now."""
+        return self._running is not None
+
     def mark(self) -> int:
         """A moment; see Clock."""
         return self._clock.mark()

@@ -132,7 +132,7 @@ def ring_forward(case: ContextCase, work_s: float, delay_s: float) -> tuple[tupl
 
 
 def context_bytes(case: ContextCase) -> int:
-    """Bytes that a forward and a backward sent from this rank, as the meter says."""
+    """Bytes that a forward and a backward sent from this rank, as the meter says; others, outside a step, are none."""
     group = dist.group.WORLD
     assert group is not None
     recorder = Recorder()
@@ -140,7 +140,9 @@ def context_bytes(case: ContextCase) -> int:
     task = replace(task_of(case, dist.get_rank()), meter=meter)
     own = torch.from_numpy(tokens_of(case.token_map, task.rank))
     q, k, v, dout = (x[own] for x in case.inputs())
-    recorder.begin_step()
     results_of(q, k, v, dout, task=task, group=group)
+    recorder.begin_step()
+    with recorder.action(act("llm", 0, Kind.F, 0)):
+        results_of(q, k, v, dout, task=task, group=group)
     recorder.end_step()
     return sum(passage.num_bytes for passage in meter.passed())
