@@ -1,6 +1,6 @@
 """What the recorder says of a context-parallel step's overlap, held against a profile of the same step.
 
-    python benchmarks/overlap.py --json overlap.json --tokens 32768 8192
+    python benchmarks/overlap.py --json overlap.json --tokens 131072 32768
 
 Runs on all GPUs of a host. A step is a forward and a backward of one attention layer. The profile's figures are taken
 from its trace alone: the time of NCCL's kernels or of copies between GPUs, and the part of it in which no other kernel
@@ -37,7 +37,8 @@ from hetsched.runtime.recorder import Recorder
 from hetsched.schedule.action import Kind, act
 
 WAYS: tuple[Way, ...] = ("ring", "pull", "ulysses")
-_NUM_MARKS = 10_000
+_NUM_MARKS = 500
+"""As many as a stream takes without holding the host."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +88,12 @@ class Step:
 
 
 def profiled(step: Callable[[], None]) -> Figures:
-    """The figures of a call from its trace."""
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as found:
-        step()
-        torch.cuda.synchronize()
+    """The figures of a call from its trace, the second one, since the first prepares the profiler for long."""
+    for _ in range(2):
+        with profile(activities=[ProfilerActivity.CUDA]) as found:
+            dist.barrier()
+            step()
+            torch.cuda.synchronize()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "trace.json")
         found.export_chrome_trace(str(path))
@@ -99,20 +102,25 @@ def profiled(step: Callable[[], None]) -> Figures:
 
 
 def evaluate(events: Iterable[dict[str, Any]]) -> Figures:
-    """The figures of a trace: messages are NCCL's kernels and copies between GPUs, work is all other kernels."""
-    messages: list[tuple[float, float]] = []
-    work: list[tuple[float, float]] = []
+    """The figures of a trace: messages are NCCL's sends and copies between GPUs, work is what is not NCCL's."""
+    spans: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
     for event in events:
-        span = (event.get("ts", 0.0), event.get("ts", 0.0) + event.get("dur", 0.0))
-        name = event.get("name", "")
-        if event.get("cat") == "kernel":
-            (messages if name.startswith("ncclDevKernel") else work).append(span)
-        elif event.get("cat") == "gpu_memcpy" and ("PtoP" in name or "DtoD" in name):
-            messages.append(span)
+        is_message = _is_message(event.get("cat", ""), event.get("name", ""))
+        if is_message is not None:
+            spans[is_message].append((event["ts"], event["ts"] + event["dur"]))
+    messages, work = spans[True], spans[False]
     busy = merged(work)
     under_way = sum(end - start for start, end in messages)
     hidden = sum(min(end, b) - max(start, a) for start, end in messages for a, b in busy if a < end and b > start)
     return Figures(under_way / 1e3, (under_way - hidden) / 1e3)
+
+
+def _is_message(category: str, name: str) -> bool | None:
+    """Whether an event of a trace is a message or work; None if neither."""
+    is_copy = category == "gpu_memcpy" and ("PtoP" in name or "DtoD" in name)
+    if is_copy or "SendRecv" in name:
+        return True
+    return False if category == "kernel" and "nccl" not in name else None
 
 
 def merged(spans: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -129,7 +137,7 @@ def merged(spans: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 def mark_us() -> float:
     """Microseconds of the host for a moment, of events that there are already; an action has two, a wait two more."""
     clock = EventClock.of(torch.device("cuda", torch.cuda.current_device()))
-    for _ in range(2):
+    for _ in range(3):
         clock.begin()
         began = time.perf_counter()
         for _ in range(_NUM_MARKS):
@@ -183,7 +191,7 @@ def work(rank: int, cp: int, port: int, options: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write all figures here")
-    parser.add_argument("--tokens", type=int, nargs="+", default=[32768, 8192], help="tokens of all ranks together")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[131072, 32768], help="tokens of all ranks together")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()

@@ -13,9 +13,14 @@ import pytest
 from hetsched.check.validate import validate
 from hetsched.cli import main
 from hetsched.lower.transfers import lower_transfers
+from hetsched.plan import load_plan
 from hetsched.schedule.registry import PIPELINES
 from hetsched.schedule.serialize import program_from_json, program_to_json
+from hetsched.schedule.table import ActionTable
+from hetsched.sim.costs import Costs, Link
+from hetsched.sim.simulate import simulate
 from hetsched.sim.timeline import Timeline, make_timeline
+from hetsched.stepprogram import step_program
 from tests.plan.good_plan import GOOD
 from tests.plan.literal import literal, pipeline, replicated
 
@@ -131,6 +136,28 @@ def test_a_cost_file_gives_nanoseconds_links_and_memory(here: Path, capsys: Outp
     assert "step 70 ns" in capsys.readouterr().out
 
 
+def test_a_plan_is_predicted_by_costs_taken_from_a_trace(here: Path, capsys: Output) -> None:
+    """Exported by stage they are those of every microbatch alike, so all predicted forwards of a stage are too."""
+    (here / "plan.toml").write_text(GOOD)
+    program = step_program(load_plan(here / "plan.toml"))
+    costs = Costs(
+        ActionTable.parse({"llm:F": 1000, "llm:F0": 4000, "B": 3000, "vision:F": 500}), links={"llm": Link(70)}
+    )
+    trace = simulate(program, costs)
+    (here / "trace.json").write_text(json.dumps(trace.to_json()))
+    predicted = {}
+    for flags in ([], ["--by-microbatch"]):
+        assert main(["export", "trace.json", "--format", "costs", "-o", "costs.json", *flags]) == 0
+        assert main(["show", "plan.toml", "--cost-file", "costs.json", "--json"]) == 0
+        predicted[len(flags)] = Timeline.from_json(json.loads(capsys.readouterr().out))
+    assert predicted[1].spans == trace.spans
+    forwards = {s.duration_ns for s in predicted[0].spans if str(s.action).startswith("llm:0F")}
+    assert forwards == {(4000 + 1000 * (program.num_microbatches - 1)) // program.num_microbatches}
+    assert main(["show", "plan.toml", "--cost-file", "costs.json", "--measured", "trace.json"]) == 0
+    words = capsys.readouterr().out
+    assert "scaled" not in words and "no action diverges" in words
+
+
 def test_simulate_without_json_says_the_same_in_words(capsys: Output) -> None:
     assert main(["simulate", *FLAGS, "--cost", "F=0.5,B=1"]) == 0
     words = capsys.readouterr().out
@@ -191,11 +218,13 @@ def test_the_written_program_is_the_one_that_was_timed(here: Path, capsys: Outpu
         (["show", "--schedule", "1f1b", "--stages", "4"], "--microbatches"),
         (["show", "--stages", "4"], "--schedule"),
         (["show", "--cost", "F=1,B=2"], "FILE"),
-        (["show", "good.toml", "--cost", "F=1,B=2"], "times of its own"),
+        (["show", "good.toml", "--cost", "F=1,B=2"], "a plan takes --cost-file"),
         (["show", "sound.csv", "--cost", "F=1"], "no cost for llm:0B0"),
         (["show", "sound.csv", "--width", "0"], "--width"),
         (["export", "sound.csv"], "--format"),
         (["export", "sound.csv", "--format", "xml"], "'xml'"),
+        (["export", "sound.csv", "--format", "costs"], "that is no timeline"),
+        (["export", "sound.csv", "--format", "json", "--by-microbatch"], "of --format costs"),
         (["export", "missing.csv", "--format", "json"], "missing.csv"),
         (["export", "sound.csv", "--format", "json", "-o", "nowhere/out"], "nowhere/out"),
         (["train", "sound.csv"], "takes a plan"),

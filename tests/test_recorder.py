@@ -29,6 +29,9 @@ class TurnedClock:
         self.times.append(self.now)
         return len(self.times) - 1
 
+    def mark_here(self) -> int:
+        return self.mark()
+
     def arrival(self, messages: Sequence[Waitable]) -> int | None:
         return self.mark()
 
@@ -95,39 +98,44 @@ def test_the_part_of_the_host_that_is_the_stages_own_is_kept_apart(monkeypatch: 
 
 
 @dataclass
-class Device:
-    """A GPU that does one thing after the other, with a clock of its own, beside a host whose time passes as it waits.
+class Stream:
+    """What was given to it is done at ``free_ns`` of the host's time."""
 
-    Attributes:
-        rate: of its clock, against the host's.
-        free_ns: until when it has something to do, in host time.
-        num_events, num_waits: events made, and times that the host waited.
+    free_ns: int = 0
+
+
+class Device:
+    """A GPU whose streams do one thing after the other, beside a host whose time passes as it launches and waits.
+
+    Args:
+        rate: of the GPU's clock, against the host's.
     """
 
-    rate: float = 1.0
-    host_ns: int = 1_000_000
-    free_ns: int = 0
-    num_events: int = 0
-    num_waits: int = 0
+    def __init__(self, rate: float = 1.0) -> None:
+        self.rate, self.host_ns = rate, 1_000_000
+        self.num_events = self.num_waits = 0
+        self.work = self.current = Stream()
 
     def launch(self, duration_ns: int) -> None:
         """A kernel, which takes the host 1 us."""
         self.host_ns += 1000
-        self.free_ns = max(self.free_ns, self.host_ns) + duration_ns
+        self.current.free_ns = max(self.current.free_ns, self.host_ns) + duration_ns
 
     def make_event(self) -> FakeEvent:
         self.num_events += 1
         return FakeEvent(self)
 
-    def clock(self) -> EventClock:
-        return EventClock(self.make_event, aside=self.aside, now_ns=lambda: self.host_ns)
+    def use(self, stream: Stream) -> None:
+        self.current = stream
 
-    @contextmanager
-    def aside(self) -> Iterator[None]:
-        """Another stream, which has nothing to do but what it is given inside."""
-        mine, self.free_ns = self.free_ns, 0
-        yield
-        self.free_ns = mine
+    def clock(self) -> EventClock:
+        return EventClock(
+            self.make_event,
+            current=lambda: self.current,
+            use=self.use,
+            aside=Stream(),
+            now_ns=lambda: self.host_ns,
+        )
 
 
 @dataclass
@@ -135,9 +143,9 @@ class FakeEvent:
     device: Device
     at_ns: int = 0
 
-    def record(self) -> None:
+    def record(self, stream: Stream) -> None:
         self.device.host_ns += 100
-        self.at_ns = max(self.device.host_ns, self.device.free_ns)
+        self.at_ns = max(self.device.host_ns, stream.free_ns)
 
     def synchronize(self) -> None:
         self.device.num_waits += 1
@@ -155,7 +163,8 @@ class Message:
     at_ns: int
 
     def wait(self) -> None:
-        self.device.free_ns = max(self.device.free_ns, self.at_ns)
+        stream = self.device.current
+        stream.free_ns = max(stream.free_ns, self.at_ns)
 
 
 def test_events_give_the_times_of_the_device_on_the_clock_of_the_host() -> None:
@@ -213,4 +222,19 @@ def test_an_arrival_is_seen_beside_the_work() -> None:
     times = clock.end()
     assert arrival is not None
     assert times[arrival] == 4_000_000
+    assert times[done] > 9_000_000
+    assert device.current is device.work
+
+
+def test_a_moment_of_another_stream_is_its_own() -> None:
+    device = Device()
+    clock = device.clock()
+    clock.begin()
+    device.launch(9_000_000)
+    copies = Stream(clock.began_ns + 2_000_000)
+    device.use(copies)
+    here, done = clock.mark_here(), clock.mark()
+    device.use(device.work)
+    times = clock.end()
+    assert times[here] == 2_000_000
     assert times[done] > 9_000_000

@@ -1,4 +1,4 @@
-"""``hetsched export``: a program in another format."""
+"""``hetsched export``: a program in another format, or what the actions of a measured step cost."""
 
 from __future__ import annotations
 
@@ -8,24 +8,34 @@ from pathlib import Path
 from types import MappingProxyType
 
 from hetsched.cli.output import write
-from hetsched.cli.source import FILE_HELP, load_program
+from hetsched.cli.source import FILE_HELP, load, load_program
+from hetsched.cli.usage import UsageError
 from hetsched.exchange.torch_write import program_to_torch_csv
 from hetsched.schedule.program import Program
 from hetsched.schedule.serialize import program_to_json
+from hetsched.sim.costs import Costs
+from hetsched.sim.measured import measured_costs
+from hetsched.sim.timeline import Timeline
 
-HELP = "write a program for torch's pipeline runtime, or as JSON"
-EXAMPLES = ("hetsched export program.json --format torch-csv -o program.csv",)
+HELP = "write a program for torch's pipeline runtime or as JSON, or a trace's costs"
+EXAMPLES = (
+    "hetsched export program.json --format torch-csv -o program.csv",
+    "hetsched export trace.json --format costs -o costs.json",
+)
+COSTS = "costs"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
-    parser.add_argument("file", type=Path, metavar="FILE", help=FILE_HELP)
+    parser.add_argument("file", type=Path, metavar="FILE", help=f"{FILE_HELP}, or a timeline (JSON)")
     parser.add_argument(
         "--format",
-        choices=sorted(WRITERS),
+        choices=sorted([COSTS, *WRITERS]),
         required=True,
-        help="torch-csv: compute actions, for torch's runtime to lower; json: all actions",
+        help="torch-csv: compute actions, for torch's runtime to lower; json: all actions; "
+        "costs: of a measured timeline, what --cost-file takes",
     )
+    parser.add_argument("--by-microbatch", action="store_true", help="costs that tell microbatches apart")
     parser.add_argument("-o", "--out", type=Path, metavar="OUT", help="file to write, in place of stdout")
 
 
@@ -38,6 +48,19 @@ WRITERS = MappingProxyType({"torch-csv": program_to_torch_csv, "json": _to_json}
 
 def run(args: argparse.Namespace) -> int:
     """Check the program and write it."""
-    program = load_program(args.file)
-    write(WRITERS[args.format](program), args.out)
+    if args.format == COSTS:
+        write(json.dumps(_costs(args).to_json(), indent=1) + "\n", args.out)
+        return 0
+    if args.by_microbatch:
+        raise UsageError("--by-microbatch is of --format costs")
+    write(WRITERS[args.format](load_program(args.file)), args.out)
     return 0
+
+
+def _costs(args: argparse.Namespace) -> Costs:
+    source = load(args.file)
+    if not isinstance(source, Timeline):
+        raise UsageError(
+            f"{args.file}: that is no timeline; `hetsched train --trace` writes one, whose costs these are"
+        )
+    return measured_costs([source], by_microbatch=args.by_microbatch)

@@ -33,6 +33,7 @@ EXAMPLES = (
     "hetsched show examples/digits/colocated.toml",
     "hetsched show --schedule 1f1b --stages 4 --microbatches 8 --cost F=1,B=2",
     "hetsched show examples/digits/colocated.toml --measured trace.json --format html -o step.html",
+    "hetsched show examples/digits/colocated.toml --cost-file costs.json --measured trace.json",
 )
 FORMATS = ("text", "svg", "html", "perfetto")
 _WIDTH = 120
@@ -113,17 +114,12 @@ def _measured(path: Path) -> Timeline:
 
 
 def _timeline(args: argparse.Namespace, source: Source, measured: Timeline | None) -> tuple[Timeline, Unit | None]:
-    is_program = not isinstance(source, Plan | Timeline)
-    if not is_program and (args.cost is not None or args.cost_file is not None):
-        raise UsageError(f"{args.file} has times of its own; --cost and --cost-file are for programs and schedules")
     if isinstance(source, Timeline):
+        if args.cost is not None or args.cost_file is not None:
+            raise UsageError(f"{args.file} has times of its own; --cost and --cost-file are for plans and programs")
         return source, None
     if isinstance(source, Plan):
-        program = step_program(source)
-        if measured is not None and measured.program.topology == program.topology:
-            # A step's program may depend on its batch: what is predicted is the step that ran.
-            program = measured.program
-        return simulate(program, step_costs(source)), None
+        return _predicted(args, source, measured), None
     given = read_costs(args, default=DEFAULT_COST)
     require_costs(source, given)
     if args.encoder is None:
@@ -131,6 +127,23 @@ def _timeline(args: argparse.Namespace, source: Source, measured: Timeline | Non
     encoded = encoded_program(args, given.costs)
     require_costs(encoded.program, replace(given, costs=encoded.costs))
     return simulate(encoded.program, encoded.costs), given.unit
+
+
+def _predicted(args: argparse.Namespace, plan: Plan, measured: Timeline | None) -> Timeline:
+    """A step of the plan, by its own costs or those of a file."""
+    if args.cost is not None:
+        raise UsageError(
+            f"{args.file} has costs of its own; --cost is for programs and schedules, a plan takes --cost-file"
+        )
+    program = step_program(plan)
+    if measured is not None and measured.program.topology == program.topology:
+        # A step's program may depend on its batch: what is predicted is the step that ran.
+        program = measured.program
+    if args.cost_file is None:
+        return simulate(program, step_costs(plan))
+    given = read_costs(args)
+    require_costs(program, given)
+    return simulate(program, given.costs)
 
 
 def _default_width() -> int:

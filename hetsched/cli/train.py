@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 from hetsched.cli.source import load
 from hetsched.cli.usage import UsageError, positive
 from hetsched.plan import Plan
+from hetsched.show.table import draw_overlap
+from hetsched.sim.overlap import Overlap
 
 HELP = "train the reference model on the plan's data"
 EXAMPLES = ("hetsched train examples/digits/colocated.toml --steps 200",)
@@ -21,6 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trace", type=Path, metavar="FILE", help="file for the last step as it ran, for `hetsched show`"
     )
+    parser.add_argument(
+        "--overlap", action="store_true", help="print what the last step hid of its messages; also in overlap.json"
+    )
     parser.add_argument("--debug", action="store_true", help="announce every message and compare; slow")
 
 
@@ -31,7 +37,18 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"{args.file} is a program; training takes a plan")
     if args.trace is not None and not args.trace.absolute().parent.is_dir():
         raise UsageError(f"--trace {args.trace}: there is no folder {args.trace.parent}")
-    from hetsched.train.run import train_plan
+    from hetsched.train.run import OVERLAP, train_plan
 
-    print(train_plan(plan, stop_after=args.steps, out=args.out, trace=args.trace, is_debug=args.debug))
+    metrics = train_plan(
+        plan,
+        stop_after=args.steps,
+        out=args.out,
+        trace=args.trace,
+        with_overlap=args.overlap,
+        is_debug=args.debug,
+    )
+    print(metrics)
+    if args.overlap:
+        found = json.loads(metrics.with_name(OVERLAP).read_text())
+        print(draw_overlap([Overlap.from_json(each) for each in found]))
     return 0

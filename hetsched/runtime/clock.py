@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Protocol
 
@@ -39,7 +38,10 @@ class Clock(Protocol):
         """Forget the last step's moments; times count from here."""
 
     def mark(self) -> int:
-        """The moment at which what was given to the current stream so far is done."""
+        """The moment at which all is done that was given so far to the stream on which actions run."""
+
+    def mark_here(self) -> int:
+        """The same of the current stream, where that is another one."""
 
     def arrival(self, messages: Sequence[Waitable]) -> int | None:
         """The moment at which all of the messages have arrived; None if nobody sees it before waiting for them."""
@@ -65,6 +67,10 @@ class HostClock:
         self._times.append(time.perf_counter_ns() - self.began_ns)
         return len(self._times) - 1
 
+    def mark_here(self) -> int:
+        """As in Clock."""
+        return self.mark()
+
     def arrival(self, messages: Sequence[Waitable]) -> int | None:
         """As in Clock: a message of gloo's is seen by whom waits for it."""
         return None
@@ -77,7 +83,7 @@ class HostClock:
 class Event(Protocol):
     """A CUDA event with its time."""
 
-    def record(self) -> Any: ...
+    def record(self, stream: Any) -> Any: ...
 
     def synchronize(self) -> None: ...
 
@@ -89,12 +95,15 @@ class EventClock:
     """Moments of a GPU: events on its streams, which are kept and used again in each step.
 
     The device's clock is held against the host's before the step and after it, where nothing is left to do; between
-    the two a moment costs the host a few microseconds. Arrivals are seen by a stream that waits for nothing else, in
-    the order in which they are asked for: what overtakes a message that was asked for before seems to arrive with it.
+    the two a moment costs the host a few microseconds, most of which are CUDA's: the stream on which actions run is
+    asked for once a step. Arrivals are seen by a stream that waits for nothing else, in the order in which they are
+    asked for: what overtakes a message that was asked for before seems to arrive with it.
 
     Args:
-        make_event: makes an event that records on the current stream.
-        aside: makes the clock's own stream the current one.
+        make_event: makes an event.
+        current: the current stream.
+        use: makes a stream the current one.
+        aside: a stream of the clock's own.
         now_ns: the host's clock.
     """
 
@@ -102,10 +111,13 @@ class EventClock:
         self,
         make_event: Callable[[], Event],
         *,
-        aside: Callable[[], AbstractContextManager[Any]],
+        current: Callable[[], Any],
+        use: Callable[[Any], None],
+        aside: Any,
         now_ns: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
-        self._make_event, self._aside, self._now_ns = make_event, aside, now_ns
+        self._make_event, self._current, self._use, self._now_ns = make_event, current, use, now_ns
+        self._work, self._aside = current(), aside
         self._events: list[Event] = []
         self._num_used = 0
         self._origin = make_event()
@@ -114,28 +126,36 @@ class EventClock:
     @classmethod
     def of(cls, device: torch.device) -> EventClock:
         """The clock of a GPU."""
-        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        return cls(partial(torch.cuda.Event, enable_timing=True), aside=partial(torch.cuda.stream, stream))
+        return cls(
+            partial(torch.cuda.Event, enable_timing=True),
+            current=partial(torch.cuda.current_stream, device),
+            use=torch.cuda.set_stream,
+            aside=torch.cuda.Stream(device),  # type: ignore[no-untyped-call]
+        )
 
     def begin(self) -> None:
         """As in Clock; waits until the current stream has nothing left to do."""
-        self._num_used = 0
+        self._num_used, self._work = 0, self._current()
         self._origin, self.began_ns = self._meet()
 
     def mark(self) -> int:
         """As in Clock."""
-        if self._num_used == len(self._events):
-            self._events.append(self._make_event())
-        self._events[self._num_used].record()
-        self._num_used += 1
-        return self._num_used - 1
+        return self._mark(self._work)
+
+    def mark_here(self) -> int:
+        """As in Clock."""
+        return self._mark(self._current())
 
     def arrival(self, messages: Sequence[Waitable]) -> int | None:
         """As in Clock; ``wait`` of the messages makes the current stream wait and not the host."""
-        with self._aside():
+        here = self._current()
+        self._use(self._aside)
+        try:
             for message in messages:
                 message.wait()
-            return self.mark()
+        finally:
+            self._use(here)
+        return self._mark(self._aside)
 
     def end(self) -> Sequence[int]:
         """As in Clock."""
@@ -145,6 +165,13 @@ class EventClock:
         self.drift_ns = self._since_origin(last) - (ended_ns - self.began_ns)
         return [self._since_origin(event) for event in self._events[: self._num_used]]
 
+    def _mark(self, stream: Any) -> int:
+        if self._num_used == len(self._events):
+            self._events.append(self._make_event())
+        self._events[self._num_used].record(stream)
+        self._num_used += 1
+        return self._num_used - 1
+
     def _meet(self) -> tuple[Event, int]:
         """An event, and the host's time of it: of several tries the one that held the host least."""
         _, event, at_ns = min((self._try() for _ in range(_NUM_TRIES)), key=lambda tried: tried[0])
@@ -152,7 +179,7 @@ class EventClock:
 
     def _try(self) -> tuple[int, Event, int]:
         event, before = self._make_event(), self._now_ns()
-        event.record()
+        event.record(self._work)
         event.synchronize()
         after = self._now_ns()
         return after - before, event, (before + after) // 2

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch.distributed as dist
 
+from hetsched.parallel.meter import UNMEASURED, Passage
 from hetsched.runtime.recorder import Recorder, Wait
 
 
@@ -42,8 +43,10 @@ class ContextMeter:
         """Forget the last step's messages."""
         self._passages = []
 
-    def passage(self, num_bytes: int) -> _Passage:
-        """As in Meter."""
+    def passage(self, num_bytes: int) -> Passage:
+        """As in Meter; what is sent while no action runs is not measured."""
+        if not self._recorder.is_recording:
+            return UNMEASURED.passage(num_bytes)
         self._passages.append(_Passage(self._recorder, num_bytes))
         return self._passages[-1]
 
@@ -71,7 +74,7 @@ class _Passage:
         self._arrived = self._recorder.arrival(works)
 
     def arrived(self) -> None:
-        self._arrived = self._recorder.mark()
+        self._arrived = self._recorder.mark_here()
 
     def passed(self) -> Passed:
         time_ns = self._recorder.time_ns

@@ -138,9 +138,18 @@ class Recorder:
         else:
             self._running.ready = wait.end
 
+    @property
+    def is_recording(self) -> bool:
+        """Whether an action runs now."""
+        return self._running is not None
+
     def mark(self) -> int:
         """A moment; see Clock."""
         return self._clock.mark()
+
+    def mark_here(self) -> int:
+        """A moment of the current stream; see Clock."""
+        return self._clock.mark_here()
 
     def arrival(self, messages: Sequence[Waitable]) -> int | None:
         """The moment at which messages have arrived, if anybody sees it; see Clock."""

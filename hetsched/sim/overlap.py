@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -47,6 +47,11 @@ class Overlap:
     def to_json(self) -> dict[str, Any]:
         """The figures as JSON values."""
         return {**asdict(self), "hidden": self.hidden}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Overlap:
+        """The inverse of ``to_json``."""
+        return cls(**{key: value for key, value in data.items() if key != "hidden"})
 
 
 def overlap(name: str, flights: Iterable[Flight]) -> Overlap:

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -21,6 +21,18 @@ from hetsched.train.digits import ENCODER
 from hetsched.train.launch import launch
 from hetsched.train.trainer import Evaluation, Trainer
 
+OVERLAP = "overlap.json"
+"""In the folder of metrics.jsonl."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunFiles:
+    """What rank 0 writes: metrics always, what the last step did if asked."""
+
+    metrics: Path
+    trace: Path | None = None
+    overlap: Path | None = None
+
 
 def train_plan(
     plan: Plan,
@@ -28,6 +40,7 @@ def train_plan(
     stop_after: int | None = None,
     out: Path | None = None,
     trace: Path | None = None,
+    with_overlap: bool = False,
     is_debug: bool = False,
 ) -> Path:
     """Train as the plan says, on as many processes as it has ranks.
@@ -37,6 +50,7 @@ def train_plan(
         stop_after: end after so many steps of the plan's; the learning rate's schedule stays the plan's.
         out: folder of metrics.jsonl; ``runs/<name>`` by default.
         trace: file for the measured timeline of the last step, as `hetsched show` reads it.
+        with_overlap: leave overlap.json beside metrics.jsonl: what the last step hid of its messages.
         is_debug: as in Engine.
 
     Returns:
@@ -51,10 +65,9 @@ def train_plan(
     check_devices(plan)
     out = Path("runs", plan.name) if out is None else out
     out.mkdir(parents=True, exist_ok=True)
-    metrics = out / "metrics.jsonl"
-    todo = (plan, stop_after, metrics, trace, is_debug)
-    launch(_train_rank, *todo, num_ranks=plan.world_size, backend=backend_of(plan))
-    return metrics
+    files = RunFiles(out / "metrics.jsonl", trace, out / OVERLAP if with_overlap else None)
+    launch(_train_rank, plan, stop_after, files, is_debug, num_ranks=plan.world_size, backend=backend_of(plan))
+    return files.metrics
 
 
 def _check_sections(plan: Plan) -> None:
@@ -68,19 +81,19 @@ def _check_sections(plan: Plan) -> None:
         raise PlanError(problem, field="modules", fix=f"have one encoder, named {ENCODER}", source=plan.source)
 
 
-def _train_rank(plan: Plan, stop_after: int | None, metrics: Path, trace: Path | None, is_debug: bool = False) -> None:
+def _train_rank(plan: Plan, stop_after: int | None, files: RunFiles, is_debug: bool) -> None:
     assert plan.training is not None
     trainer = Trainer(plan, is_debug=is_debug)
     num_steps = plan.training.steps if stop_after is None else min(stop_after, plan.training.steps)
     every = plan.training.evaluate_every or num_steps
-    with metrics.open("w", encoding="utf-8") if dist.get_rank() == 0 else nullcontext() as file:
+    with files.metrics.open("w", encoding="utf-8") if dist.get_rank() == 0 else nullcontext() as file:
         log = _logger(plan, num_steps, file) if file else lambda *_: None
 
         def after_step(step: int, report: StepReport, norm: float) -> None:
             log(step, report, norm)
             num_done = step + 1
-            if trace is not None and num_done == num_steps:
-                _write_trace(trace, trainer)
+            if num_done == num_steps:
+                _write_last_step(files, trainer)
             if num_done % every == 0 or num_done == num_steps:
                 evaluation = trainer.evaluate()
                 if file:
@@ -89,10 +102,15 @@ def _train_rank(plan: Plan, stop_after: int | None, metrics: Path, trace: Path |
         trainer.train(num_steps, after_step=after_step)
 
 
-def _write_trace(path: Path, trainer: Trainer) -> None:
-    timeline = trainer.engine.timeline()
+def _write_last_step(files: RunFiles, trainer: Trainer) -> None:
+    found: dict[Path, Any] = {}
+    if files.trace is not None:
+        found[files.trace] = trainer.engine.timeline().to_json()
+    if files.overlap is not None:
+        found[files.overlap] = [overlap.to_json() for overlap in trainer.engine.overlap()]
     if dist.get_rank() == 0:
-        path.write_text(json.dumps(timeline.to_json()), encoding="utf-8")
+        for path, data in found.items():
+            path.write_text(json.dumps(data), encoding="utf-8")
 
 
 def evaluation_line(step: int, evaluation: Evaluation) -> dict[str, Any]:

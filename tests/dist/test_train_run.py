@@ -11,7 +11,7 @@ import pytest
 
 from hetsched.plan import parse_plan
 from hetsched.sim.timeline import Timeline
-from hetsched.train.run import _train_rank
+from hetsched.train.run import RunFiles, _train_rank
 from tests.dist.pool import Pool, RanksFailed
 
 PLAN = parse_plan("""
@@ -42,9 +42,14 @@ def test_metrics_have_a_line_for_each_step_and_evaluation(
 ) -> None:
     assert PLAN.training is not None
     plan = replace(PLAN, training=replace(PLAN.training, evaluate_every=evaluate_every))
-    ranks.run(_train_rank, plan, stop_after, tmp_path / "metrics.jsonl", tmp_path / "trace.json", num_ranks=2)
+    files = RunFiles(*(tmp_path / name for name in ("metrics.jsonl", "trace.json", "overlap.json")))
+    ranks.run(_train_rank, plan, stop_after, files, False, num_ranks=2)
     timeline = Timeline.from_json(json.loads((tmp_path / "trace.json").read_text()))
     assert len(timeline.program.lanes) == 2 and timeline.makespan_ns > 0
+    overlaps = {of["name"]: of for of in json.loads((tmp_path / "overlap.json").read_text())}
+    ways = ("forward", "backward")
+    assert set(overlaps) == {f"{edge}, {way}" for edge in ("vision->llm", "llm stages 0 and 1") for way in ways}
+    assert all(0 <= of["hidden"] <= 1 and of["num_messages"] > 0 for of in overlaps.values())
     found = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [f"{'evaluation' if 'heldout_loss' in line else 'step'} {line['step']}" for line in found] == lines
     for line in found:
@@ -59,7 +64,7 @@ def test_too_few_held_out_samples_to_swap_are_refused_before_any_step(ranks: Poo
     assert PLAN.data is not None
     plan = replace(PLAN, data=replace(PLAN.data, num_heldout=1))
     with pytest.raises(RanksFailed) as failed:
-        ranks.run(_train_rank, plan, None, tmp_path / "metrics.jsonl", None, num_ranks=2)
+        ranks.run(_train_rank, plan, None, RunFiles(tmp_path / "metrics.jsonl"), False, num_ranks=2)
     assert {kind for kind, _ in failed.value.failures.values()} == {"DataError"}
     assert "sample 0: no other sample has an image to swap; swap more samples at once" in str(failed.value)
     assert not (tmp_path / "metrics.jsonl").exists()

@@ -110,4 +110,3 @@ def test_host_time_and_messages_are_reported(seen: list[dict[str, Seen]]) -> Non
     forward = found["llm stages 0 and 1, forward"]
     assert (forward.num_messages, forward.num_bytes) == (NUM_MICROBATCHES, 4 * HIDDEN * 8 * 2 * NUM_MICROBATCHES)
     assert 0 < forward.under_way_ns < NUM_MICROBATCHES * 5 * MS
-    print({name: (o.under_way_ns, round(o.hidden, 3)) for name, o in found.items()}, report, seen[0]["even"].drift_ns)

@@ -126,6 +126,7 @@ def no_synchronization() -> Iterator[None]:
 
 def burn_on_ranks(plan: Plan, folder: Path) -> None:
     """Leaves for each rank what it saw of a step, of one in which rank 1 is late, and of one timed by the host."""
+    torch.cuda.set_device(dist.get_rank())
     fire = Fire()
     builders = {"vision": lambda stage, mesh: Encoder(), "llm": lambda stage, mesh: Sink(stage, fire)}
     batch = Batch.of(RaggedSource(plan.seed, items="equal"), range(2 * plan.microbatches))

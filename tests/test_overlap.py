@@ -1,0 +1,59 @@
+"""What is made of the ranks' messages, from messages written out in the test; times in nanoseconds."""
+
+from __future__ import annotations
+
+from hetsched.runtime.context_meter import Passed
+from hetsched.runtime.metered import Received, Sent, Traffic
+from hetsched.runtime.overlap import RankTraffic, overlaps
+from hetsched.sim.overlap import Overlap
+
+US = 1000
+SENT = Sent("llm, forward", 0, peer=1, num_bytes=640, posted_ns=100 * US)
+
+
+def received(
+    asked_us: int, went_on_us: int, arrived_us: int | None = None, *, peers: tuple[int, ...] = (0,)
+) -> Received:
+    arrived_ns = None if arrived_us is None else arrived_us * US
+    return Received("llm, forward", 0, peers, asked_us * US, went_on_us * US, arrived_ns)
+
+
+def between(*messages: Received, late_us: int = 0) -> Overlap:
+    """Of rank 0, which sent SENT, and rank 1, which began so much later."""
+    sender = RankTraffic(5000 * US, Traffic((SENT,), ()), {})
+    receiver = RankTraffic((5000 + late_us) * US, Traffic((), messages), {})
+    (found,) = overlaps([sender, receiver])
+    return found
+
+
+def figures(found: Overlap) -> tuple[int, int]:
+    return found.under_way_ns // US, found.exposed_ns // US
+
+
+def test_a_message_is_under_way_from_when_its_rows_were_there() -> None:
+    assert figures(between(received(0, 400, 400))) == (300, 300)
+    assert figures(between(received(250, 400, 400))) == (300, 150)
+    assert figures(between(received(700, 701, 400))) == (300, 0)
+    assert figures(between(received(0, 150), late_us=250)) == (300, 150)
+
+
+def test_where_nobody_saw_it_arrive_it_was_under_way_until_it_was_missed_no_longer() -> None:
+    assert figures(between(received(250, 400))) == (300, 150)
+    assert figures(between(received(400, 401))) == (300, 0)
+    assert figures(between(received(50, 51))) == (0, 0)
+
+
+def test_of_several_senders_the_last_one_counts() -> None:
+    sent = [Sent("llm, forward", 0, peer=2, num_bytes=640, posted_ns=at * US) for at in (100, 300)]
+    ranks = [RankTraffic(0, Traffic((message,), ()), {}) for message in sent]
+    (found,) = overlaps([*ranks, RankTraffic(0, Traffic((), (received(0, 450, 450, peers=(0, 1)),)), {})])
+    assert figures(found) == (150, 150)
+    assert (found.num_messages, found.num_bytes) == (1, 1280)
+    assert found.hidden == 0
+
+
+def test_context_parallel_messages_are_those_of_all_ranks() -> None:
+    context = {"llm": (Passed(100, 0, 400, 100), Passed(50, 500, 600, 0)), "vision": ()}
+    (found,) = overlaps([RankTraffic(at, Traffic((), ()), context) for at in (0, 77)])
+    assert found == Overlap("llm, context", 4, 300, 1000, 200)
+    assert found.hidden == 0.8
