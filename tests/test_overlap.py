@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from benchmarks.overlap import Figures, evaluate
 from hetsched.runtime.context_meter import Passed
 from hetsched.runtime.metered import Received, Sent, Traffic
 from hetsched.runtime.overlap import RankTraffic, overlaps
@@ -57,3 +58,18 @@ def test_context_parallel_messages_are_those_of_all_ranks() -> None:
     (found,) = overlaps([RankTraffic(at, Traffic((), ()), context) for at in (0, 77)])
     assert found == Overlap("llm, context", 4, 300, 1000, 200)
     assert found.hidden == 0.8
+
+
+def test_a_profile_is_read_as_messages_and_work() -> None:
+    """Of NCCL's 1000 us and the copy's 300 us, 500 us and 100 us have a kernel beside them."""
+    spans = [
+        ("kernel", "ncclDevKernel_SendRecv(x)", 0, 1000),
+        ("kernel", "attention", 500, 2000),
+        ("kernel", "short", 600, 100),
+        ("gpu_memcpy", "Memcpy PtoP (Device -> Device)", 2400, 300),
+        ("kernel", "ncclDevKernel_AllReduce(x)", 0, 3000),
+        ("gpu_memcpy", "Memcpy HtoD (Pinned -> Device)", 0, 3000),
+        ("gpu_user_annotation", "attention", 0, 3000),
+    ]
+    events = [{"cat": cat, "name": name, "ts": ts, "dur": dur} for cat, name, ts, dur in spans]
+    assert evaluate([*events, {"ph": "M", "name": "process_name"}]) == Figures(1.3, 0.7)
