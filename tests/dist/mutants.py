@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from hetsched.parallel import data
 from hetsched.runtime import engine
-from hetsched.runtime.exchange import Arriving
+from hetsched.runtime.exchange import Summed
 from hetsched.runtime.executor import Executor
 from hetsched.schedule.action import Kind
 
@@ -46,20 +46,21 @@ def _loss_divided_per_microbatch() -> Any:
 
 
 def _dropped_row() -> Any:
-    original = Arriving.wait
+    original = Executor._arrived
 
-    def dropped(self: Arriving) -> torch.Tensor:
-        out = original(self)
-        out[:1] = 0
+    def dropped(self: Executor, *what: Any) -> torch.Tensor | None:
+        out = original(self, *what)
+        if out is not None:
+            out[:1] = 0
         return out
 
-    return mock.patch.object(Arriving, "wait", dropped)
+    return mock.patch.object(Executor, "_arrived", dropped)
 
 
 def _no_sum_in_backward() -> Any:
-    original = Arriving.wait
+    original = Summed.wait
 
-    def last_wins(self: Arriving) -> torch.Tensor:
+    def last_wins(self: Summed) -> torch.Tensor:
         seen: set[int] = set()
         kept = []
         for s in reversed(self._segments):
@@ -70,7 +71,7 @@ def _no_sum_in_backward() -> Any:
         self._segments = kept[::-1]
         return original(self)
 
-    return mock.patch.object(Arriving, "wait", last_wins)
+    return mock.patch.object(Summed, "wait", last_wins)
 
 
 def _swapped_receives() -> Any:
