@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from hetsched.parallel import data
 from hetsched.runtime import engine
-from hetsched.runtime.exchange import Summed
+from hetsched.runtime.exchange import Arriving, Exchange, Summed
 from hetsched.runtime.executor import Executor
 from hetsched.schedule.action import Kind
 
@@ -46,15 +46,20 @@ def _loss_divided_per_microbatch() -> Any:
 
 
 def _dropped_row() -> Any:
-    original = Executor._arrived
+    original = Exchange.receive
+    return mock.patch.object(Exchange, "receive", lambda self, *what: _Dropping(original(self, *what)))
 
-    def dropped(self: Executor, *what: Any) -> torch.Tensor | None:
-        out = original(self, *what)
-        if out is not None:
-            out[:1] = 0
+
+class _Dropping:
+    """Arriving rows without the first."""
+
+    def __init__(self, arriving: Arriving) -> None:
+        self._arriving = arriving
+
+    def wait(self) -> torch.Tensor:
+        out = self._arriving.wait()
+        out[:1] = 0
         return out
-
-    return mock.patch.object(Executor, "_arrived", dropped)
 
 
 def _no_sum_in_backward() -> Any:
