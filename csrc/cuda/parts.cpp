@@ -79,10 +79,6 @@ void op_take_parts(Tensor slot, std::vector<int64_t> runs, Tensor rows, std::vec
     check(stream_wait_value(count, value, stream), "take_parts");
     if (num_blocks > 0) {
       check(pack_and_put(parts[i], Flags{}, Grid{static_cast<int>(num_blocks), nullptr, stream}), "take_parts");
-    } else if (num_blocks < 0) {
-      for (const Piece& p : parts[i]) {
-        check(cudaMemcpyAsync(p.destination, p.source, p.num_bytes, cudaMemcpyDefault, stream), "take_parts");
-      }
     } else {
       check(copy_batch(parts[i], stream), "take_parts");
     }

@@ -30,8 +30,8 @@ from hetsched.runtime.transport.links import Link
 
 NUM_SLOTS = 4
 """Messages of a wire that may have been sent and not taken; one is enough to go on."""
-PART_BYTES = 4 << 20
-"""The most bytes of a part."""
+PART_BYTES = 32 << 20
+"""The most bytes of a part: each costs the link about 5 us, and a message ends with the copy of its last one."""
 # Counters lie in cache lines of their own; slots are aligned to the widest access.
 _LINE = 128
 
@@ -194,9 +194,12 @@ class PeerCarrier:
         stream = self._streams[link]
         stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(stream):
-            for end, message in self._in_turn(link, messages, is_send=False):
-                self._take(end, message)
-        return StreamWork(stream)
+            taken = [(end, self._take(end, m)) for end, m in self._in_turn(link, messages, is_send=False)]
+            # Who needs the rows does not wait for the slots to be handed back.
+            ready = stream.record_event()
+            for end, slot in taken:
+                self._hand_back(end, slot)
+        return StreamWork(stream, ready)
 
     def _in_turn(
         self, link: Link, messages: Mapping[int, Message], *, is_send: bool
@@ -213,24 +216,29 @@ class PeerCarrier:
         if end.num_messages >= NUM_SLOTS:
             library.stream_wait_value(end.taken, end.num_messages - NUM_SLOTS + 1)
 
-    def _take(self, end: WireEnd, message: Message) -> None:
+    def _take(self, end: WireEnd, message: Message) -> Slot:
         slot = end.next_slot(message)
         take_parts(slot, message.rows, message.runs)
-        self._hand_back(end, slot)
+        return slot
 
     def _hand_back(self, end: WireEnd, slot: Slot) -> None:
         library.stream_write_value(end.taken, end.num_messages)
 
 
 class StreamWork:
-    """What was enqueued on a link's stream so far."""
+    """What was enqueued on a link's stream so far.
 
-    def __init__(self, stream: torch.cuda.Stream) -> None:
-        self._event: torch.cuda.Event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        self._event.record(stream)
+    Args:
+        stream: the link's.
+        ready: what to wait for, where that is not all of it.
+    """
+
+    def __init__(self, stream: torch.cuda.Stream, ready: torch.cuda.Event | None = None) -> None:
+        self._done = stream.record_event()
+        self._ready = ready or self._done
 
     def is_completed(self) -> bool:
-        return bool(self._event.query())  # type: ignore[no-untyped-call]
+        return bool(self._done.query())
 
     def wait(self) -> None:
-        torch.cuda.current_stream().wait_event(self._event)
+        torch.cuda.current_stream().wait_event(self._ready)
