@@ -23,7 +23,7 @@ from hetsched.runtime.transport.peer import PeerCarrier, StreamWork, WireEnd
 HIDDEN, MAX_ROWS = 136, 200
 PART_BYTES = 1 << 14
 """So small that most messages have several parts."""
-NUM_EXCHANGES, BURST = 10_000, 10
+BURST = 10
 TAGS = (0, 1)
 DTYPES = (torch.float32, torch.bfloat16)
 DEADLINE_S = 60.0
@@ -138,8 +138,12 @@ MUTANTS: dict[str, tuple[str, Callable[..., None]]] = {
 }
 
 
-def exchange(mutant: str | None) -> None:
+def exchange(mutant: str | None, num_exchanges: int) -> None:
     """Every rank sends bursts to every other, of more messages than slots; whoever sends or takes is often late.
+
+    Args:
+        mutant: what is wrong, of MUTANTS.
+        num_exchanges: messages of all wires.
 
     Raises:
         AssertionError: a message is wrong, or, with a mutant, none is.
@@ -148,7 +152,7 @@ def exchange(mutant: str | None) -> None:
     torch.cuda.set_device(rank)
     random.seed(rank)
     wires = [Wire(tag, *ends, "") for tag in TAGS for ends in permutations(range(num_ranks), 2)]
-    num_messages = NUM_EXCHANGES // len(wires) // (1 if mutant is None else 4)
+    num_messages = num_exchanges // len(wires)
     with ExitStack() as patches:
         patches.enter_context(mock.patch.object(peer, "PART_BYTES", PART_BYTES))
         patches.enter_context(mock.patch.object(PeerCarrier, "_hand_back", poison_and_hand_back))
