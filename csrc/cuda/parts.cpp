@@ -34,8 +34,8 @@ Parts cut_into_parts(const Tensor& rows, const std::vector<int64_t>& runs, const
   int64_t row = 0;
   for (size_t i = 0; i + 1 < runs.size(); i += 2) {
     int64_t first = runs[i], left = runs[i + 1];
-    require(first >= 0 && left > 0 && left <= rows.size(0) - first && left <= slot.size(0) - row, "run ", i / 2, " has ",
-            left, " rows from ", first, " of ", rows.size(0), ", and the slot ", slot.size(0) - row, " more");
+    require(first >= 0 && left > 0 && left <= rows.size(0) - first && left <= slot.size(0) - row, "run ", i / 2,
+            " has ", left, " rows from ", first, " of ", rows.size(0), ", and the slot ", slot.size(0) - row, " more");
     while (left > 0) {
       while (ends[part] == row) ++part;
       const int64_t count = std::min(left, ends[part] - row);
