@@ -6,7 +6,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from itertools import pairwise, permutations
+from itertools import pairwise, permutations, product
 from unittest import mock
 
 import torch
@@ -158,18 +158,37 @@ def exchange(mutant: str | None, num_exchanges: int) -> None:
         patches.enter_context(mock.patch.object(PeerCarrier, "_hand_back", poison_and_hand_back))
         if mutant is not None:
             patches.enter_context(mock.patch.object(PeerCarrier, *MUTANTS[mutant]))
-        links = make_links(wires, [(rank,) for rank in range(num_ranks)])
-        carrier = PeerCarrier(links, device=torch.device("cuda", rank))
-        carrier.prepare({wire.tag: MAX_ROWS * HIDDEN * 4 for wire in wires})
-        num_wrong = _exchange(carrier, {link.wires[0]: link for link in links}, num_messages)
+        num_wrong = _exchange(wires, num_messages, _post)
     dist.all_reduce(num_wrong)
     total = num_messages * len(wires)
     assert bool(num_wrong) == (mutant is not None), f"{int(num_wrong)} of {total} messages are wrong"
 
 
-def _exchange(carrier: PeerCarrier, links: dict[Wire, Link], num_messages: int) -> Tensor:
+def exchange_in_turns(num_rounds: int) -> None:
+    """As many messages on each wire as it has slots, then both ends stop, and again.
+
+    No stream ever waits for a peer: for tools under which one that does would hold the others.
+
+    Raises:
+        AssertionError: a message is wrong.
+    """
+    torch.cuda.set_device(dist.get_rank())
+    wires = [Wire(tag, source, 1 - source, "") for tag in TAGS for source in (0, 1)]
+    with mock.patch.object(peer, "PART_BYTES", PART_BYTES):
+        num_wrong = int(_exchange(wires, num_rounds * peer.NUM_SLOTS, _post_in_turns))
+    assert num_wrong == 0, f"{num_wrong} messages are wrong"
+
+
+Post = Callable[[PeerCarrier, dict[Wire, Link], dict[Key, Message], dict[Key, Message]], Iterator[StreamWork]]
+
+
+def _exchange(wires: list[Wire], num_messages: int, post: Post) -> Tensor:
     """How many of the messages that this rank takes are wrong."""
     rank = dist.get_rank()
+    made = make_links(wires, [(of,) for of in range(dist.get_world_size())])
+    links = {link.wires[0]: link for link in made}
+    carrier = PeerCarrier(made, device=torch.device("cuda", rank))
+    carrier.prepare({wire.tag: MAX_ROWS * HIDDEN * 4 for wire in wires})
     out = {(wire, n): sent((wire, n)) for wire in links for n in range(num_messages) if wire.source == rank}
     into = {(wire, n): landing((wire, n)) for wire in links for n in range(num_messages) if wire.destination == rank}
     for dtype in DTYPES:
@@ -177,7 +196,7 @@ def _exchange(carrier: PeerCarrier, links: dict[Wire, Link], num_messages: int) 
     delay()
     torch.cuda.synchronize()
     dist.all_reduce(torch.zeros(1))
-    works = list(_post(carrier, links, out, into))
+    works = list(post(carrier, links, out, into))
     deadline = time.monotonic() + DEADLINE_S
     while not all(work.is_completed() for work in works):
         assert time.monotonic() < deadline, "messages are missing"
@@ -201,3 +220,22 @@ def _post(
                     yield carrier.send(links[wire], {wire.destination: out[wire, n]})
                 elif wire.destination == dist.get_rank():
                     yield carrier.receive(links[wire], {wire.source: into[wire, n]})
+
+
+def _post_in_turns(
+    carrier: PeerCarrier, links: dict[Wire, Link], out: dict[Key, Message], into: dict[Key, Message]
+) -> Iterator[StreamWork]:
+    """All that the slots hold is sent, and when it is there it is taken."""
+    for first in range(0, max(n for _, n in out) + 1, peer.NUM_SLOTS):
+        numbers = range(first, first + peer.NUM_SLOTS)
+        for wire, n in product((w for w in links if w.source == dist.get_rank()), numbers):
+            yield carrier.send(links[wire], {wire.destination: out[wire, n]})
+        _all_stop()
+        for wire, n in product((w for w in links if w.destination == dist.get_rank()), numbers):
+            yield carrier.receive(links[wire], {wire.source: into[wire, n]})
+        _all_stop()
+
+
+def _all_stop() -> None:
+    torch.cuda.synchronize()
+    dist.all_reduce(torch.zeros(1))
