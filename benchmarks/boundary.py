@@ -1,22 +1,20 @@
 """Rows over a boundary between two layouts: each transport, and what others do, on two GPUs or more of one host.
 
-    python benchmarks/boundary.py --layouts dp2,tp2 tp2,dp2 dp1/dp1 --mib 16 256 --transports nccl peer
+    python benchmarks/boundary.py --suite 4gpu
+    python benchmarks/boundary.py --layouts dp2,tp2 tp2,dp2sp dp1/dp1 --mib 16 256 --transports nccl peer
 
-A layout is written as producer and consumer, `dp2,cp2` on the same GPUs and `dp1/dp1` on GPUs of their own: dp splits
-the rows, cp splits each part in zigzag, tp repeats them. Items have random lengths and go to random positions. Every
-way is checked first, and a wrong one ends the run before any time is printed. Times are those of the slowest rank,
-from rows in a producer's memory to rows in their places at all consumers. GB/s count the bytes that must cross at the
-busiest rank; the ceiling is the copy engine pushing to a peer, all GPUs at once, in the same run.
+Layouts and suites are those of benchmarks/_boundary_cases.py. Every way is checked first, and a wrong one ends the run
+before any time is printed. Times are those of the slowest rank, from rows in a maker's memory to rows in their places
+at all users. GB/s count the bytes that must cross at the busiest rank; the ceiling is the copy engine pushing as many
+to a peer, all GPUs at once, in the same run.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 
 import numpy as np
@@ -25,9 +23,8 @@ import torch.distributed as dist
 import torch.distributed._symmetric_memory as symmetric_memory
 from torch import Tensor
 
+from benchmarks._boundary_cases import SUITES, Spec, items, make_case
 from hetsched.kernels.put import library
-from hetsched.layout.routes import Segment, forward_route
-from hetsched.layout.tokens import Group, spread_zigzag
 from hetsched.runtime.exchange import Channel, Exchange, StepSetup, Transfer, Wire
 from hetsched.runtime.transport.links import make_links
 from hetsched.runtime.transport.nccl import BACKEND, NcclCarrier
@@ -37,85 +34,6 @@ from hetsched.train.launch import launch
 
 TIMEOUT = timedelta(seconds=20)
 Way = Callable[[], Tensor]
-Holder = tuple[int, int, int, int]
-"""Rank, its local row, the first row that it holds there, how many."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """One boundary.
-
-    Args:
-        name: as given.
-        num_rows: produced and used, each once.
-        route: who copies what to whom.
-        producers, consumers: who holds which rows.
-        used: the produced row of each position.
-    """
-
-    name: str
-    num_rows: int
-    route: tuple[Segment, ...]
-    producers: tuple[Holder, ...]
-    consumers: tuple[Holder, ...]
-    used: Tensor
-
-    def rows_of(self, holders: Sequence[Holder], rank: int) -> Tensor:
-        """The rows that a rank holds, in the order of its memory."""
-        mine = sorted((row, start, count) for of, row, start, count in holders if of == rank)
-        return torch.cat([torch.empty(0, dtype=torch.int64), *(torch.arange(s, s + n) for _, s, n in mine)])
-
-    def busiest_rows(self) -> int:
-        """The most rows that cross into or out of one rank."""
-        crossing = [s for s in self.route if s.src_rank != s.dst_rank]
-        ranks = {rank for s in crossing for rank in (s.src_rank, s.dst_rank)}
-        ways = ([s for s in crossing if r == end(s)] for r in ranks for end in (_source, _destination))
-        return max((sum(s.num_rows for s in of) for of in ways), default=0)
-
-
-def _source(s: Segment) -> int:
-    return s.src_rank
-
-
-def _destination(s: Segment) -> int:
-    return s.dst_rank
-
-
-def holders_of(layout: str, first: int, num_rows: int) -> list[Holder]:
-    """Who holds which rows in a layout such as dp2tp2, its ranks counted from ``first``, tp fastest."""
-    sizes = {"dp": 1, "cp": 1, "tp": 1} | {axis: int(n) for axis, n in re.findall(r"(dp|cp|tp)(\d+)", layout)}
-    holders = []
-    for replica in range(sizes["dp"]):
-        begin, end = (num_rows * r // sizes["dp"] for r in (replica, replica + 1))
-        for part, row, start, count in spread_zigzag(end - begin, Group(cp=sizes["cp"])).tolist():
-            for tp in range(sizes["tp"]):
-                rank = first + (replica * sizes["cp"] + part) * sizes["tp"] + tp
-                holders.append((rank, row, begin + start, count))
-    return holders
-
-
-def make_case(name: str, *, num_rows: int, num_ranks: int, item_rows: tuple[int, int]) -> Case:
-    """The boundary between the two layouts of ``name``, with items in random order."""
-    random = np.random.default_rng(0)
-    producer, consumer = re.split("[,/]", name)
-    cuts = np.cumsum(random.integers(item_rows[0], item_rows[1] + 1, num_rows // item_rows[0]))
-    starts = np.concatenate(([0], cuts[cuts < num_rows]))
-    lengths = np.diff(np.concatenate((starts, [num_rows])))
-    order = random.permutation(len(starts))
-    positions = np.concatenate(([0], np.cumsum(lengths[order])[:-1]))
-    uses = np.stack([positions, starts[order], lengths[order]], axis=1)
-    producers = holders_of(producer, 0, num_rows)
-    consumers = holders_of(consumer, num_ranks // 2 if "/" in name else 0, num_rows)
-    if max(rank for rank, *_ in producers + consumers) >= num_ranks:
-        raise SystemExit(f"layout {name} needs more than {num_ranks} GPUs")
-    used = torch.cat([torch.arange(start, start + count) for _, start, count in uses.tolist()])
-    return Case(name, num_rows, forward_route(uses, producers, consumers), tuple(producers), tuple(consumers), used)
-
-
-def lanes_of(case: Case, num_ranks: int) -> list[tuple[int, ...]]:
-    """Producers and consumers of their own GPUs are two lanes, otherwise all are one."""
-    half = num_ranks // 2 if "/" in case.name else 0
-    return [lane for lane in (tuple(range(half)), tuple(range(half, num_ranks))) if lane]
 
 
 class Ways:
@@ -123,23 +41,24 @@ class Ways:
 
     end: torch.cuda.Event
 
-    def __init__(self, case: Case, *, hidden: int, transports: Sequence[str]) -> None:
-        self.case, self.rank, self.num_ranks = case, dist.get_rank(), dist.get_world_size()
+    def __init__(self, spec: Spec, *, hidden: int, transports: Sequence[str]) -> None:
+        self.spec, self.case, self.rank, self.num_ranks = spec, make_case(spec), dist.get_rank(), dist.get_world_size()
         self.device = torch.device("cuda", self.rank)
         self.together = torch.zeros(1, device=self.device)
         generator = torch.Generator(self.device).manual_seed(1)
+        case = self.case
         every = torch.randn(case.num_rows, hidden, dtype=torch.bfloat16, device=self.device, generator=generator)
-        self.rows = every[case.rows_of(case.producers, self.rank).to(self.device)]
-        self.wanted = case.used[case.rows_of(case.consumers, self.rank)].to(self.device)
+        self.rows = every[case.rows_of(case.makers, self.rank).to(self.device)]
+        self.wanted = case.used[case.rows_of(case.users, self.rank)].to(self.device)
         self.expected = every[self.wanted]
-        self.channel = Channel(0, hidden, torch.bfloat16, case.name)
+        self.channel = Channel(0, hidden, torch.bfloat16, str(spec))
         self.ways: dict[str, Way] = {name: self._exchange(name) for name in transports}
         self.ways |= {"send and broadcast": self._broadcast(), "all-gather and slice": self._gather()}
 
     def _exchange(self, transport: str) -> Way:
         pairs = sorted({(s.src_rank, s.dst_rank) for s in self.case.route if s.src_rank != s.dst_rank})
-        wires = [Wire(self.channel.tag, source, destination, self.case.name) for source, destination in pairs]
-        links = make_links(wires, lanes_of(self.case, self.num_ranks))
+        wires = [Wire(self.channel.tag, source, destination, str(self.spec)) for source, destination in pairs]
+        links = make_links(wires, self._lanes())
         nccl = transport == "nccl"
         carrier = NcclCarrier(links, timeout=TIMEOUT) if nccl else PeerCarrier(links, device=self.device)
         streamed = StreamedTransport(carrier, links, device=self.device, timeout=TIMEOUT)
@@ -159,11 +78,16 @@ class Ways:
 
         return run
 
+    def _lanes(self) -> list[tuple[int, ...]]:
+        """Makers and users on GPUs of their own are two lanes, otherwise all are one."""
+        half = 0 if self.spec.is_colocated else self.spec.num_ranks // 2
+        return [lane for lane in (tuple(range(half)), tuple(range(half, self.num_ranks))) if lane]
+
     def _shares(self) -> tuple[list[int], Tensor]:
         """One rank for each part of the rows, and for each produced row its place in the parts laid end to end."""
         first_of: dict[tuple[int, ...], int] = {}
         for rank in range(self.num_ranks):
-            rows = self.case.rows_of(self.case.producers, rank)
+            rows = self.case.rows_of(self.case.makers, rank)
             if len(rows):
                 first_of.setdefault(tuple(rows.tolist()), rank)
         place = torch.empty(self.case.num_rows, dtype=torch.int64)
@@ -173,11 +97,11 @@ class Ways:
     def _broadcast(self) -> Way:
         """As bridges do: the parts are sent to one consumer, which broadcasts all to the others; each takes its own."""
         owners, place = self._shares()
-        consumers = sorted({rank for rank, *_ in self.case.consumers})
+        consumers = sorted({rank for rank, *_ in self.case.users})
         group, leader = dist.new_group(consumers), consumers[0]
         index = place.to(self.device)[self.wanted]
         whole = torch.empty(self.case.num_rows, self.channel.hidden, dtype=torch.bfloat16, device=self.device)
-        parts = torch.split(whole, [len(self.case.rows_of(self.case.producers, owner)) for owner in owners])
+        parts = torch.split(whole, [len(self.case.rows_of(self.case.makers, owner)) for owner in owners])
 
         def run() -> Tensor:
             ops = []
@@ -201,10 +125,10 @@ class Ways:
     def _gather(self) -> Way:
         """Every rank gets every row, and takes its own."""
         owners, place = self._shares()
-        size = max(len(self.case.rows_of(self.case.producers, owner)) for owner in owners)
+        size = max(len(self.case.rows_of(self.case.makers, owner)) for owner in owners)
         mine = torch.zeros(size, self.channel.hidden, dtype=torch.bfloat16, device=self.device)
         whole = torch.empty(self.num_ranks * size, self.channel.hidden, dtype=torch.bfloat16, device=self.device)
-        counts = torch.tensor([len(self.case.rows_of(self.case.producers, owner)) for owner in owners])
+        counts = torch.tensor([len(self.case.rows_of(self.case.makers, owner)) for owner in owners])
         part = torch.searchsorted(counts.cumsum(0), place, right=True)
         padded = torch.tensor(owners)[part] * size + place - (counts.cumsum(0) - counts)[part]
         index = padded.to(self.device)[self.wanted]
@@ -228,7 +152,7 @@ class Ways:
                 wrong = torch.tensor([int(not torch.equal(found, self.expected))])
                 dist.all_reduce(wrong)
                 if wrong.item():
-                    raise SystemExit(f"{self.case.name}: {name} delivers wrong rows; nothing was timed")
+                    raise SystemExit(f"{self.spec!s}: {name} delivers wrong rows; nothing was timed")
 
     def measure(self, repeats: int) -> dict[str, dict[str, float]]:
         """Milliseconds of each way, which take turns: median, 20th and 80th percentile over the slowest ranks."""
@@ -287,28 +211,37 @@ def push_gb_per_s(num_bytes: int, repeats: int) -> float:
     return num_bytes / float(np.median(Ways._slowest(times[2:]))) / 1e6
 
 
-def measure_case(name: str, mib: float, args: argparse.Namespace) -> dict[str, object]:
-    """Times of one layout and size by every way, and of the ceiling before and after."""
-    num_bytes = int(mib * 2**20)
-    num_rows = num_bytes // (2 * args.hidden)
-    case = make_case(name, num_rows=num_rows, num_ranks=dist.get_world_size(), item_rows=tuple(args.item_rows))
-    ways = Ways(case, hidden=args.hidden, transports=args.transports)
+def measure(spec: Spec, args: argparse.Namespace) -> dict[str, object]:
+    """Times of one boundary by every way, and of the ceiling before and after."""
+    ways = Ways(spec, hidden=args.hidden, transports=args.transports)
     ways.check()
-    moved = case.busiest_rows() * 2 * args.hidden
-    before = push_gb_per_s(num_bytes, args.repeats)
+    row_bytes = 2 * args.hidden
+    moved, num_bytes = (rows * row_bytes for rows in (ways.case.busiest_rows(), ways.case.num_rows))
+    pushed = moved or num_bytes
+    before = push_gb_per_s(pushed, args.repeats)
     times = ways.measure(args.repeats)
-    push = max(before, push_gb_per_s(num_bytes, args.repeats))
+    push = max(before, push_gb_per_s(pushed, args.repeats))
     rates = {name: moved / of["median_ms"] / 1e6 for name, of in times.items()}
     return {
-        "layout": name,
-        "mib": mib,
-        "num_segments": len(case.route),
+        "boundary": str(spec),
+        "items": len(spec.lengths),
+        "mib": round(num_bytes / 2**20, 2),
+        "num_segments": len(ways.case.route),
         "busiest_rank_mib": round(moved / 2**20, 2),
         "push_gb_per_s": round(push, 1),
         "gb_per_s": {name: round(rate, 1) for name, rate in rates.items()},
         "of_push": {name: round(rate / push, 3) for name, rate in rates.items()},
         "ms": times,
     }
+
+
+def specs_of(args: argparse.Namespace) -> list[Spec]:
+    """What is asked for: suites, and layouts in every size."""
+    row_counts = [int(mib * 2**20) // (2 * args.hidden) for mib in args.mib]
+    return [
+        *(spec for name in args.suite for spec in SUITES[name]),
+        *(Spec(layouts, items(rows, *args.item_rows)) for layouts in args.layouts for rows in row_counts),
+    ]
 
 
 def work(args: argparse.Namespace) -> None:
@@ -319,10 +252,9 @@ def work(args: argparse.Namespace) -> None:
     torch.cuda._sleep(1)  # type: ignore[no-untyped-call]
     dist.all_reduce(torch.zeros(1, device="cuda"))
     about = {"gpu": torch.cuda.get_device_name(), "num_gpus": args.gpus, "torch": torch.__version__}
-    show(about | {"commit": args.commit, "hidden": args.hidden, "item_rows": args.item_rows})
-    for name in args.layouts:
-        for mib in args.mib:
-            show(measure_case(name, mib, args))
+    show(about | {"commit": args.commit, "hidden": args.hidden})
+    for spec in specs_of(args):
+        show(measure(spec, args))
 
 
 def show(line: dict[str, object]) -> None:
@@ -332,7 +264,8 @@ def show(line: dict[str, object]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layouts", nargs="+", default=["dp2,tp2", "tp2,dp2", "dp2,cp2", "dp1/dp1"])
+    parser.add_argument("--suite", nargs="+", default=[], choices=SUITES, help="a set of boundaries, by GPUs")
+    parser.add_argument("--layouts", nargs="+", default=[])
     parser.add_argument("--mib", type=float, nargs="+", default=[1, 16, 256], help="bytes of all rows")
     parser.add_argument("--transports", nargs="+", default=["nccl", "peer"], choices=["nccl", "peer"])
     parser.add_argument("--hidden", type=int, default=4096)
@@ -341,10 +274,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--commit", default="unknown", help="what to print as the commit")
     args = parser.parse_args()
-    reason = library.missing() or ("needs two GPUs" if args.gpus < 2 else None)
+    if not args.suite and not args.layouts:
+        args.suite = ["4gpu" if args.gpus >= 4 else "2gpu"]
+    needed = max(spec.num_ranks for spec in specs_of(args))
+    reason = library.missing() or (f"needs {needed} GPUs, here are {args.gpus}" if args.gpus < needed else None)
     if reason is not None:
         print(f"benchmarks/boundary.py: {reason}; nothing was measured", file=sys.stderr)
         return
+    args.gpus = needed
     launch(work, args, num_ranks=args.gpus, backend=BACKEND)
 
 

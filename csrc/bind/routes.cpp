@@ -5,6 +5,7 @@
 #include <cstring>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "bind/bind.h"
@@ -33,10 +34,12 @@ std::vector<Record> records(const Array& array, const char* name) {
   return result;
 }
 
-Array to_array(const std::vector<Segment>& segments) {
-  Array result({static_cast<py::ssize_t>(segments.size()), num_columns<Segment>()});
-  if (!segments.empty()) std::memcpy(result.mutable_data(), segments.data(), segments.size() * sizeof(Segment));
-  return result;
+// The list itself, as an array that owns it.
+Array to_array(std::vector<Segment> segments) {
+  auto* kept = new std::vector<Segment>(std::move(segments));
+  const py::capsule owner(kept, [](void* list) { delete static_cast<std::vector<Segment>*>(list); });
+  return Array({static_cast<py::ssize_t>(kept->size()), num_columns<Segment>()},
+               reinterpret_cast<const std::int64_t*>(kept->data()), owner);
 }
 
 Boundary boundary_of(const Array& uses, const Array& producers, const Array& consumers, const Array& host_of) {

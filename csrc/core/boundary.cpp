@@ -66,7 +66,7 @@ void check_disjoint(const std::vector<Span>& spans, Report report) {
 
 // `runs` are ascending by start, so those of one rank are too.
 void check_holders(const std::string& side, const std::string& axis, const std::vector<HolderRun>& runs) {
-  const auto ranks = group_by(runs, [](const HolderRun& run) { return run.rank; });
+  const auto ranks = group_by(runs.begin(), runs.end(), [](const HolderRun& run) { return run.rank; });
   std::vector<Span> held, local;
   for (std::size_t rank = 0; rank + 1 < ranks.starts.size(); ++rank) {
     held.clear();

@@ -47,26 +47,34 @@ bool is_continued(const Segment& last, const Segment& next) {
          last.dst_row + last.num_rows == next.dst_row;
 }
 
-// By destination, then in the order of the sums, then by row; neighbors are joined.
-std::vector<Segment> merged(const std::vector<Placed>& placed) {
-  auto ranks = group_by(placed, [](const Placed& p) { return p.segment.dst_rank; });
-  std::vector<Segment> segments;
-  segments.reserve(placed.size());
-  for (std::size_t rank = 0; rank + 1 < ranks.starts.size(); ++rank) {
-    const auto first = ranks.items.begin() + static_cast<std::ptrdiff_t>(ranks.starts[rank]);
-    const auto last = ranks.items.begin() + static_cast<std::ptrdiff_t>(ranks.starts[rank + 1]);
-    sort_unless_sorted(first, last, [](const Placed& a, const Placed& b) {
-      return std::tie(a.layer, a.segment.dst_row) < std::tie(b.layer, b.segment.dst_row);
-    });
+// Adds the segments of one destination in the order of the sums, then by row; neighbors are joined.
+template <typename Iterator>
+void add_merged(Iterator begin, Iterator end, std::vector<Segment>& segments) {
+  // A segment of a layer has others in all layers below, so there are no more layers than segments.
+  auto layers = group_by(begin, end, [](const Placed& p) { return p.layer; });
+  for (std::size_t layer = 0; layer + 1 < layers.starts.size(); ++layer) {
+    const auto first = layers.items.begin() + static_cast<std::ptrdiff_t>(layers.starts[layer]);
+    const auto last = layers.items.begin() + static_cast<std::ptrdiff_t>(layers.starts[layer + 1]);
+    sort_unless_sorted(first, last,
+                       [](const Placed& a, const Placed& b) { return a.segment.dst_row < b.segment.dst_row; });
     for (auto next = first; next != last; ++next) {
-      if (next != first && next->layer == (next - 1)->layer && is_continued(segments.back(), next->segment)) {
+      if (next != first && is_continued(segments.back(), next->segment)) {
         segments.back().num_rows += next->segment.num_rows;
       } else {
         segments.push_back(next->segment);
       }
     }
   }
-  return segments;
+}
+
+// Calls visit(first, last) for the items of every rank, ascending.
+template <typename Item, typename RankOf, typename Visit>
+void for_each_rank(const std::vector<Item>& items, RankOf rank_of, Visit visit) {
+  const auto ranks = group_by(items.begin(), items.end(), rank_of);
+  for (std::size_t rank = 0; rank + 1 < ranks.starts.size(); ++rank) {
+    visit(ranks.items.begin() + static_cast<std::ptrdiff_t>(ranks.starts[rank]),
+          ranks.items.begin() + static_cast<std::ptrdiff_t>(ranks.starts[rank + 1]));
+  }
 }
 
 // Forward and backward are one algorithm with the roles swapped: cut the links where their senders
@@ -87,13 +95,30 @@ class Router {
     const std::vector<Piece> pieces = cut(links);
     Cells atoms = cells_of(pieces, [](const Piece& piece) { return piece.received; });
     atoms.order_members([&](std::size_t a, std::size_t b) { return pieces[a].use_start < pieces[b].use_start; });
-    for (const HolderRun& run : receivers) {
+    const auto place = [&](const HolderRun& run) {
       atoms.for_each_piece(span_of(run), [&](std::size_t atom, Span rows) {
         std::int64_t layer = 0;
         for (std::size_t index : atoms.members(atom)) layer = send(pieces[index], run, rows, layer);
       });
+    };
+    std::vector<Segment> segments;
+    if (from_all_) {
+      // Nobody is chosen, so receivers need not come in the order of their rows: one rank at a time takes less memory.
+      for_each_rank(receivers, [](const HolderRun& run) { return run.rank; }, [&](auto first, auto last) {
+        placed_.clear();
+        std::for_each(first, last, place);
+        const bool is_first = segments.empty();
+        add_merged(placed_.begin(), placed_.end(), segments);
+        // Growing by doubling would touch twice the memory: take the others to be like the first.
+        const auto share = static_cast<std::size_t>(last - first);
+        if (is_first && share > 0) segments.reserve(segments.size() * receivers.size() / share);
+      });
+    } else {
+      std::for_each(receivers.begin(), receivers.end(), place);
+      for_each_rank(placed_, [](const Placed& p) { return p.segment.dst_rank; },
+                    [&](auto first, auto last) { add_merged(first, last, segments); });
     }
-    return merged(placed_);
+    return segments;
   }
 
  private:

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <iterator>
 #include <vector>
 
 namespace hetsched {
@@ -20,16 +21,18 @@ struct Groups {
 };
 
 // Groups items by a label that is a small integer; within a group they keep their order.
-template <typename Item, typename LabelOf>
-Groups<Item> group_by(const std::vector<Item>& items, LabelOf label_of) {
+template <typename Iterator, typename LabelOf>
+auto group_by(Iterator first, Iterator last, LabelOf label_of) {
+  using Item = typename std::iterator_traits<Iterator>::value_type;
   const auto label = [&](const Item& item) { return static_cast<std::size_t>(label_of(item)); };
   std::size_t num_labels = 0;
-  for (const Item& item : items) num_labels = std::max(num_labels, label(item) + 1);
-  Groups<Item> groups{std::vector<Item>(items.size()), std::vector<std::size_t>(num_labels + 1)};
-  for (const Item& item : items) ++groups.starts[label(item) + 1];
+  for (auto item = first; item != last; ++item) num_labels = std::max(num_labels, label(*item) + 1);
+  Groups<Item> groups{std::vector<Item>(static_cast<std::size_t>(last - first)),
+                      std::vector<std::size_t>(num_labels + 1)};
+  for (auto item = first; item != last; ++item) ++groups.starts[label(*item) + 1];
   for (std::size_t l = 0; l < num_labels; ++l) groups.starts[l + 1] += groups.starts[l];
   std::vector<std::size_t> next = groups.starts;
-  for (const Item& item : items) groups.items[next[label(item)]++] = item;
+  for (auto item = first; item != last; ++item) groups.items[next[label(*item)]++] = *item;
   return groups;
 }
 

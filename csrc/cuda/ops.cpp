@@ -1,46 +1,19 @@
-// The ops of hetsched::: checks of arguments, and torch's tensors and stream made into plain pointers.
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+// The ops of hetsched::: for runs of rows and for counters: checks of arguments, and calls of what does the work.
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/tensor.h>
 
 #include <array>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "cuda/arguments.h"
 #include "cuda/driver.h"
 #include "cuda/put.h"
 #include "cuda/require.h"
 
-// Declared by the shim only where CUDA's headers are torch's own; every CUDA torch has it.
-extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** ret_stream);
-
 namespace hetsched::cuda {
 namespace {
-
-using torch::stable::Tensor;
-
-void check(cudaError_t error, const char* what) {
-  require(error == cudaSuccess, what, ": ", cudaGetErrorString(error));
-}
-
-cudaStream_t current_stream(const Tensor& tensor) {
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
-  return static_cast<cudaStream_t>(stream);
-}
-
-int64_t row_bytes_of(const Tensor& rows) { return rows.size(1) * static_cast<int64_t>(rows.element_size()); }
-
-void check_rows(const std::string& name, const Tensor& rows, const Tensor& like) {
-  require(rows.dim() == 2 && rows.is_contiguous(), name, " must be contiguous [rows, hidden]");
-  require(rows.is_cuda() && rows.get_device_index() == like.get_device_index(), name,
-          " must be memory of the source's GPU, or of a peer mapped there");
-  require(rows.size(1) == like.size(1) && rows.scalar_type() == like.scalar_type(), name,
-          " has hidden size ", rows.size(1), " or a dtype other than the source's, whose hidden size is ",
-          like.size(1));
-}
 
 void check_arguments(const Tensor& source, const Tensor& runs, const std::vector<Tensor>& destinations) {
   check_rows("source", source, source);
@@ -94,13 +67,6 @@ DeviceRuns device_runs_of(const Tensor& source, const Tensor& runs, const std::v
   return list;
 }
 
-uint32_t* counter_of(const std::string& name, const Tensor& counter) {
-  require(counter.is_cuda() && counter.numel() == 1 &&
-              counter.scalar_type() == torch::headeronly::ScalarType::Int,
-          name, " must be one int32 in a GPU's memory");
-  return static_cast<uint32_t*>(counter.mutable_data_ptr());
-}
-
 void op_pack_and_put(Tensor source, Tensor runs, std::vector<Tensor> destinations, std::vector<Tensor> flags,
                      int64_t value, std::optional<Tensor> ticket, int64_t num_blocks) {
   check_arguments(source, runs, destinations);
@@ -133,21 +99,7 @@ void op_copy_runs(Tensor source, Tensor runs, std::vector<Tensor> destinations, 
     }
     return;
   }
-  if (pieces.empty()) return;
-  std::vector<const void*> from;
-  std::vector<void*> to;
-  std::vector<size_t> num_bytes;
-  for (const Piece& piece : pieces) {
-    from.push_back(piece.source);
-    to.push_back(piece.destination);
-    num_bytes.push_back(static_cast<size_t>(piece.num_bytes));
-  }
-  cudaMemcpyAttributes attributes{};
-  attributes.srcAccessOrder = cudaMemcpySrcAccessOrderStream;
-  attributes.flags = cudaMemcpyFlagPreferOverlapWithCompute;
-  size_t first = 0;
-  check(cudaMemcpyBatchAsync(to.data(), from.data(), num_bytes.data(), pieces.size(), &attributes, &first, 1, stream),
-        "copy_runs");
+  check(copy_batch(pieces, stream), "copy_runs");
 }
 
 void op_stream_write_value(Tensor counter, int64_t value) {

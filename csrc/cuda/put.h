@@ -24,7 +24,7 @@ struct Flags {
   uint32_t value;
 };
 
-// A list of runs in device memory: int64 [num_runs, 4], columns as in put.cpp.
+// A list of runs in device memory: int64 [num_runs, 4], columns source row, destination, its row, number of rows.
 struct DeviceRuns {
   const int64_t* runs;
   int num_runs;
@@ -48,6 +48,9 @@ cudaError_t pack_and_put(const std::vector<Piece>& pieces, const Flags& flags, c
 
 // Runs that only the device knows. A run outside the source or its destination traps.
 cudaError_t pack_and_put(const DeviceRuns& runs, const Flags& flags, const Grid& grid);
+
+// Runs whose rows the host knows, by copy engines and in one call of the driver; not on the default stream.
+cudaError_t copy_batch(const std::vector<Piece>& pieces, cudaStream_t stream);
 
 // The longest list that pack_and_put takes from device memory.
 constexpr int kMaxDeviceRuns = 4096;

@@ -6,10 +6,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-import torch
-
 from hetsched.runtime.exchange import Message, Receive, StepSetup, Transfer, Transport
 from hetsched.runtime.recorder import Recorder, Wait
+from hetsched.runtime.transport.streamed import StreamedReceive
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +102,14 @@ class MeteredTransport:
         self._sent.append(_Posted(transfer, sizes, self._recorder.mark()))
         self._transport.send(transfer, messages)
 
-    def receive(self, transfer: Transfer, buffers: Mapping[int, torch.Tensor]) -> Receive:
+    def receive(self, transfer: Transfer, messages: Mapping[int, Message]) -> Receive:
         """As in Transport."""
-        receive = self._transport.receive(transfer, buffers)
-        # What the hosts carry arrives when the host waits for it, so asking earlier would hold it.
-        is_seen = not self.is_staged and not transfer.channel.is_signal
-        awaited = _Awaited(transfer, tuple(buffers), self._recorder.received([receive]) if is_seen else None)
+        receive = self._transport.receive(transfer, messages)
+        # What the hosts carry arrives when the host waits for it: nobody else sees it.
+        arrived = None
+        if isinstance(receive, StreamedReceive) and not transfer.channel.is_signal:
+            arrived = self._recorder.received(receive.arrivals)
+        awaited = _Awaited(transfer, tuple(messages), arrived)
         self._received.append(awaited)
         return _MeteredReceive(receive, self._recorder, awaited.waits)
 

@@ -17,10 +17,6 @@ from torch import Tensor
 
 import hetsched
 
-MOST_COPIES = 128
-"""Runs of a message up to which the driver's batch of copies is used: it moves rows as fast as a single copy and takes
-no SM, but costs the host about 1 us a run, where the kernel's launch costs 35 to 115 us in all (docs/benchmarks.md)."""
-
 _LIBRARY = Path(hetsched.__file__).parent / "_cuda.so"
 
 
@@ -35,7 +31,8 @@ def missing() -> str | None:
     return None
 
 
-def _ops() -> Any:
+def ops() -> Any:
+    """The compiled ops. Raises RuntimeError: they cannot be used here."""
     reason = missing()
     if reason is not None:
         raise RuntimeError(f"rows cannot be put into peers' memory here: {reason}")
@@ -81,28 +78,7 @@ def pack_and_put(
             memory that does so ends the process's CUDA context.
     """
     flags, value, ticket = ((), 0, None) if signal is None else (signal.flags, signal.value, signal.ticket)
-    _ops().pack_and_put(source, runs, list(destinations), list(flags), value, ticket, num_blocks)
-
-
-def put(source: Tensor, runs: Tensor, destinations: Sequence[Tensor], *, signal: Signal | None = None) -> None:
-    """Puts runs of rows in the way that suits their number: the copy engine for few long ones, otherwise the kernel.
-
-    The kernel also takes runs in GPU memory, and everything on the default stream, where the driver takes no batches.
-
-    Args:
-        source, runs, destinations, signal: as for ``pack_and_put``.
-
-    Raises:
-        RuntimeError: as for ``pack_and_put``.
-    """
-    on_default = torch.cuda.current_stream(source.device) == torch.cuda.default_stream(source.device)
-    if runs.is_cuda or on_default or runs.shape[0] > MOST_COPIES:
-        pack_and_put(source, runs, destinations, signal=signal)
-        return
-    copy_runs(source, runs, destinations, is_batched=True)
-    if signal is not None:
-        for flag in signal.flags:
-            stream_write_value(flag, signal.value)
+    ops().pack_and_put(source, runs, list(destinations), list(flags), value, ticket, num_blocks)
 
 
 def copy_runs(source: Tensor, runs: Tensor, destinations: Sequence[Tensor], *, is_batched: bool = False) -> None:
@@ -115,14 +91,14 @@ def copy_runs(source: Tensor, runs: Tensor, destinations: Sequence[Tensor], *, i
     Raises:
         RuntimeError: as for ``pack_and_put``.
     """
-    _ops().copy_runs(source, runs, list(destinations), is_batched)
+    ops().copy_runs(source, runs, list(destinations), is_batched)
 
 
 def stream_write_value(counter: Tensor, value: int) -> None:
     """Sets one int32 counter after all earlier work of the stream, without an SM."""
-    _ops().stream_write_value(counter, value)
+    ops().stream_write_value(counter, value)
 
 
 def stream_wait_value(counter: Tensor, value: int) -> None:
     """Holds the stream until one int32 counter has reached ``value``, without an SM and without the host."""
-    _ops().stream_wait_value(counter, value)
+    ops().stream_wait_value(counter, value)

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from hetsched.parallel import data
 from hetsched.runtime import engine
-from hetsched.runtime.exchange import Arriving
+from hetsched.runtime.exchange import Arriving, Exchange, Summed
 from hetsched.runtime.executor import Executor
 from hetsched.schedule.action import Kind
 
@@ -46,20 +46,26 @@ def _loss_divided_per_microbatch() -> Any:
 
 
 def _dropped_row() -> Any:
-    original = Arriving.wait
+    original = Exchange.receive
+    return mock.patch.object(Exchange, "receive", lambda self, *what: _Dropping(original(self, *what)))
 
-    def dropped(self: Arriving) -> torch.Tensor:
-        out = original(self)
+
+class _Dropping:
+    """Arriving rows without the first."""
+
+    def __init__(self, arriving: Arriving) -> None:
+        self._arriving = arriving
+
+    def wait(self) -> torch.Tensor:
+        out = self._arriving.wait()
         out[:1] = 0
         return out
 
-    return mock.patch.object(Arriving, "wait", dropped)
-
 
 def _no_sum_in_backward() -> Any:
-    original = Arriving.wait
+    original = Summed.wait
 
-    def last_wins(self: Arriving) -> torch.Tensor:
+    def last_wins(self: Summed) -> torch.Tensor:
         seen: set[int] = set()
         kept = []
         for s in reversed(self._segments):
@@ -70,7 +76,7 @@ def _no_sum_in_backward() -> Any:
         self._segments = kept[::-1]
         return original(self)
 
-    return mock.patch.object(Arriving, "wait", last_wins)
+    return mock.patch.object(Summed, "wait", last_wins)
 
 
 def _swapped_receives() -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise, permutations
+from itertools import pairwise, permutations, product
 
 import pytest
 
@@ -11,8 +11,8 @@ from hetsched.layout.routes import segments_of
 from hetsched.plan import Plan
 from hetsched.runtime.exchange import Wire
 from hetsched.runtime.sizes import largest_messages
-from hetsched.runtime.transport.links import make_links
-from hetsched.runtime.transport.peer import NUM_SLOTS, place_wires
+from hetsched.runtime.transport.links import Link, make_links
+from hetsched.runtime.transport.peer import NUM_SLOTS, PART_BYTES, cut, place_wires, turn_of
 from hetsched.runtime.work import Channels
 from hetsched.stepplan import plan_step
 from tests.dist.plans import make_plan
@@ -72,3 +72,29 @@ def test_every_wire_of_a_plan_has_a_place_and_a_link() -> None:
     _, lanes = make_topology(PLAN)
     places, _ = place_wires(wires, {wire.tag: 128 for wire in wires})
     assert set(places) == {wire for link in make_links(wires, lanes) for wire in link.wires}
+
+
+@pytest.mark.parametrize("row_bytes", [8192, PART_BYTES - 1, PART_BYTES, PART_BYTES + 1])
+@pytest.mark.parametrize("num_rows", [1, 2, 3, 4095, 4096, 4097, 32768, 40001])
+def test_parts_are_as_few_as_their_size_allows_and_equal_to_a_row(num_rows: int, row_bytes: int) -> None:
+    ends = cut(num_rows, row_bytes)
+    sizes = [end - start for start, end in pairwise([0, *ends])]
+    assert ends[-1] == num_rows
+    assert max(sizes) - min(sizes) <= 1
+    assert min(sizes) >= 1
+    # Equal parts may exceed the size by less than a row; a part of one row may be as large as it is.
+    assert (max(sizes) - 1) * row_bytes < PART_BYTES
+    assert len(ends) == min(num_rows, -(-num_rows * row_bytes // PART_BYTES))
+
+
+@pytest.mark.parametrize("sources", [1, 2, 3, 4])
+@pytest.mark.parametrize("destinations", [1, 2, 3, 4])
+def test_in_one_turn_no_rank_has_two_wires(sources: int, destinations: int) -> None:
+    wires = [Wire(0, s, 10 + d, "") for s, d in product(range(sources), range(destinations))]
+    link = Link(tuple(wires))
+    turns = {wire: turn_of(wire, link) for wire in wires}
+    for one, other in permutations(wires, 2):
+        if turns[one] == turns[other]:
+            assert one.source != other.source
+            assert one.destination != other.destination
+    assert len(set(turns.values())) == max(sources, destinations)

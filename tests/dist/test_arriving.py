@@ -4,15 +4,50 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 
 import pytest
 import torch
 
 from hetsched.layout.routes import Segment
-from hetsched.runtime.exchange import Arriving
+from hetsched.runtime.exchange import Channel, Exchange, Message, StepSetup, Transfer
 
 HIDDEN = 3
 ME = 1
+TRANSFER = Transfer(Channel(0, HIDDEN, torch.float64, ""), 0)
+
+
+class Deliver:
+    """A transport that has only what others sent, and delivers it once that is waited for."""
+
+    def __init__(self, sent: Mapping[int, torch.Tensor]) -> None:
+        self._sent = sent
+
+    def step(self, setup: StepSetup) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def send(self, transfer: Transfer, messages: Mapping[int, Message]) -> None:
+        raise AssertionError("nothing leaves this rank")
+
+    def receive(self, transfer: Transfer, messages: Mapping[int, Message]) -> Deliver:
+        self._messages = messages
+        return self
+
+    def wait(self) -> None:
+        for source, message in self._messages.items():
+            room = message.room()
+            room.copy_(self._sent[source][: message.num_rows])
+            message.unpack(room)
+
+    def flush(self) -> None: ...
+
+
+def receive(segments: list[Segment], rows: dict[int, torch.Tensor], num_rows: int) -> torch.Tensor:
+    """What arrives on this rank of its own rows and of what others sent."""
+    exchange = Exchange(ME, Deliver(rows), device=torch.device("cpu"))
+    exchange.send(TRANSFER, [s for s in segments if s.src_rank == ME], rows[ME])
+    return exchange.receive(TRANSFER, segments, num_rows).wait()
 
 
 def draw(seed: int, *, once: bool) -> tuple[list[Segment], dict[int, torch.Tensor], int]:
@@ -47,17 +82,28 @@ def naive(segments: list[Segment], rows: dict[int, torch.Tensor], num_rows: int)
 @pytest.mark.parametrize("seed", range(40))
 def test_rows_are_those_that_a_loop_over_them_gives(seed: int, once: bool) -> None:
     segments, rows, num_rows = draw(seed, once=once)
-    found = Arriving(segments, rows, None, num_rows=num_rows, rank=ME).wait()
-    assert torch.equal(found, naive(segments, rows, num_rows))
+    assert torch.equal(receive(segments, rows, num_rows), naive(segments, rows, num_rows))
 
 
 def test_nothing_arrives_as_zeros() -> None:
-    rows = {ME: torch.empty(0, HIDDEN)}
-    assert torch.equal(Arriving([], rows, None, num_rows=2, rank=ME).wait(), torch.zeros(2, HIDDEN))
+    assert torch.equal(receive([], {ME: torch.empty(0, HIDDEN)}, 2), torch.zeros(2, HIDDEN, dtype=torch.float64))
 
 
 def test_rows_of_this_rank_are_never_handed_out_themselves() -> None:
     """A stage may change its input in place, and what it was made from is still needed for the backward."""
-    mine = torch.ones(4, HIDDEN)
-    Arriving([Segment(ME, 0, ME, 0, 4)], {ME: mine}, None, num_rows=4, rank=ME).wait().zero_()
-    assert torch.equal(mine, torch.ones(4, HIDDEN))
+    mine = torch.ones(4, HIDDEN, dtype=torch.float64)
+    receive([Segment(ME, 0, ME, 0, 4)], {ME: mine}, 4).zero_()
+    assert torch.equal(mine, torch.ones(4, HIDDEN, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_where_each_row_comes_once_messages_land_in_what_is_handed_out(seed: int) -> None:
+    """A copy less: those that are one run there are received where they stay."""
+    segments, rows, num_rows = draw(seed, once=True)
+    transport = Deliver(rows)
+    exchange = Exchange(ME, transport, device=torch.device("cpu"))
+    exchange.send(TRANSFER, [s for s in segments if s.src_rank == ME], rows[ME])
+    arriving = exchange.receive(TRANSFER, segments, num_rows)
+    if any(s.src_rank != ME for s in segments):
+        out = arriving.wait()
+        assert all(message.rows is out for message in transport._messages.values())

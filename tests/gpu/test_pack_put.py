@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import socket
 import sys
+from itertools import pairwise
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
 from hetsched.kernels.put import library, naive
+from hetsched.kernels.put.parts import MOST_COPIES, Slot, put_parts, take_parts
 
 REASON = library.missing()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=REASON or "")
@@ -82,24 +85,48 @@ def test_copies_by_the_engine_are_the_same(is_batched: bool) -> None:
         assert torch.equal(bits(actual), bits(wanted))
 
 
-@pytest.mark.parametrize("num_runs", [0, 100, library.MOST_COPIES + 1])
+@pytest.mark.parametrize("num_runs", [1, 100, MOST_COPIES + 1])
 @pytest.mark.parametrize("is_on_default", [False, True], ids=["own stream", "default stream"])
-def test_either_way_that_put_chooses_delivers_and_then_signals(num_runs: int, is_on_default: bool) -> None:
-    generator = torch.Generator().manual_seed(num_runs)
-    runs = random_runs(num_runs, longest=20, num_destinations=2, generator=generator)
+def test_parts_are_put_and_taken_either_way_and_counted(num_runs: int, is_on_default: bool) -> None:
+    draw = random.Random(num_runs)
+    cuts = [0, *sorted(draw.sample(range(1, NUM_ROWS), num_runs - 1)), NUM_ROWS]
+    runs = [(start, end - start) for start, end in pairwise(cuts)]
     source = torch.randn(NUM_ROWS, 129, device="cuda")
-    destinations = [torch.full_like(source, float("nan")) for _ in range(2)]
-    expected = [d.clone() for d in destinations]
-    naive.put_runs(source, runs, expected)
-    flags = [torch.zeros(1, dtype=torch.int32, device="cuda") for _ in range(2)]
-    signal = library.Signal(flags, 7, torch.zeros(1, dtype=torch.int32, device="cuda"))
+    put_from, taken_to = draw.sample(runs, num_runs), draw.sample(runs, num_runs)
+    inbox, found, expected = (torch.full_like(source, float("nan")) for _ in range(3))
+    packed, at = torch.cat([source[first : first + count] for first, count in put_from]), 0
+    for first, count in taken_to:
+        expected[first : first + count] = packed[at : at + count]
+        at += count
+    counter, ticket = (torch.zeros(1, dtype=torch.int32, device="cuda") for _ in range(2))
+    # The last value is the counter's largest and one more.
+    slot = Slot(inbox, [1, 1000, 1001, NUM_ROWS], counter, 2**32 - 3)
+    counter.fill_(-4)
     torch.cuda.synchronize()
     with torch.cuda.stream(torch.cuda.default_stream() if is_on_default else torch.cuda.Stream()):
-        library.put(source, runs, destinations, signal=signal)
+        put_parts(source, put_from, slot, ticket=ticket)
+        take_parts(slot, found, taken_to)
     torch.cuda.synchronize()
-    assert [int(flag) for flag in flags] == [7, 7]
-    for actual, wanted in zip(destinations, expected, strict=True):
-        assert torch.equal(bits(actual), bits(wanted))
+    assert (int(counter), int(ticket)) == (0, 0)
+    assert torch.equal(bits(inbox), bits(packed))
+    assert torch.equal(bits(found), bits(expected))
+
+
+@pytest.mark.parametrize(
+    ("runs", "ends", "words"),
+    [
+        ([(0, 8), (95, 6)], [14], r"run 1 has 6 rows from 95 of 100, and the slot 6 more"),
+        ([(0, 8), (20, 8)], [14], r"run 1 has 8 rows from 20 of 100, and the slot 6 more"),
+        ([(0, 8), (20, 0)], [14], r"run 1 has 0 rows"),
+        ([(0, 8)], [14], r"the runs have 8 rows and the slot has 14"),
+        ([(0, 14)], [10], r"ends must ascend to the slot's rows"),
+        ([(0, 14)], [10, 4, 14], r"ends must ascend to the slot's rows"),
+    ],
+)
+def test_parts_that_are_not_the_slots_are_refused(runs: list[tuple[int, int]], ends: list[int], words: str) -> None:
+    rows, counter = torch.zeros(100, 4, device="cuda"), torch.zeros(1, dtype=torch.int32, device="cuda")
+    with pytest.raises(RuntimeError, match=words):
+        take_parts(Slot(torch.zeros(14, 4, device="cuda"), ends, counter, 1), rows, runs)
 
 
 @pytest.mark.parametrize(
@@ -181,7 +208,8 @@ def exchange(rank: int, port: int, way: str) -> None:
         if way == COPIES:
             sending.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(sending):
-                library.put(rows[rank], runs[rank], [outbox], signal=signal)
+                library.copy_runs(rows[rank], runs[rank], [outbox], is_batched=True)
+                library.stream_write_value(sent, value)
         else:
             library.pack_and_put(rows[rank], runs[rank], [outbox], signal=signal)
         with torch.cuda.stream(torch.cuda.Stream()):

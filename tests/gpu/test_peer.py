@@ -1,19 +1,32 @@
-"""The peer transport between two GPUs: every row of many messages in few slots, and what breaks without its rules."""
+"""The peer transport between all GPUs: every row of many messages in few slots, and what breaks without its rules."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
+from hetsched.errors import JobError
 from hetsched.kernels.put import library
 from hetsched.runtime.transport.nccl import BACKEND
 from hetsched.train.launch import launch
+from tests.gpu.exchange_ranks import exchange_rows
 from tests.gpu.peer_ranks import MUTANTS, exchange
 
-REASON = library.missing() or (None if torch.cuda.device_count() > 1 else "needs two GPUs")
+NUM_RANKS = min(4, torch.cuda.device_count())
+REASON = library.missing() or (None if NUM_RANKS > 1 else "needs two GPUs")
 pytestmark = pytest.mark.skipif(REASON is not None, reason=REASON or "")
 
 
-@pytest.mark.parametrize("mutant", [None, *MUTANTS])
-def test_every_message_arrives_exactly_unless_the_protocol_is_broken(mutant: str | None) -> None:
-    launch(exchange, mutant, num_ranks=2, backend=BACKEND)
+@pytest.mark.parametrize(("mutant", "num_exchanges"), [(None, 10_000), *((mutant, 2_500) for mutant in MUTANTS)])
+def test_every_message_arrives_exactly_unless_the_protocol_is_broken(mutant: str | None, num_exchanges: int) -> None:
+    launch(exchange, mutant, num_exchanges, num_ranks=NUM_RANKS, backend=BACKEND)
+
+
+@pytest.mark.parametrize("transport", ["nccl", "peer"])
+def test_an_exchange_never_makes_the_host_wait_for_a_device(transport: str) -> None:
+    launch(exchange_rows, transport, False, num_ranks=2, backend=BACKEND)
+
+
+def test_an_exchange_that_makes_the_host_wait_is_noticed() -> None:
+    with pytest.raises(JobError, match="synchronizing CUDA operation"):
+        launch(exchange_rows, "peer", True, num_ranks=2, backend=BACKEND)

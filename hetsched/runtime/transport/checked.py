@@ -45,18 +45,17 @@ class CheckedTransport:
 
     def send(self, transfer: Transfer, messages: Mapping[int, Message]) -> None:
         """Announce the rows and start sending them, by destination."""
-        headers = {
-            peer: self.header(transfer, message.num_rows, message.rows)[None] for peer, message in messages.items()
-        }
+        headers = {peer: self.header(transfer, message)[None] for peer, message in messages.items()}
         self._gloo.send(_announced(transfer), {peer: Message(header, ((0, 1),)) for peer, header in headers.items()})
         self._transport.send(transfer, messages)
 
-    def receive(self, transfer: Transfer, buffers: Mapping[int, torch.Tensor]) -> CheckedReceive:
+    def receive(self, transfer: Transfer, messages: Mapping[int, Message]) -> CheckedReceive:
         """Start receiving the announcements, by source; the rows follow when they are waited for."""
-        headers = {peer: torch.empty(1, len(_FIELDS), dtype=torch.int64) for peer in buffers}
-        arriving = self._gloo.receive(_announced(transfer), headers)
+        headers = {peer: torch.empty(1, len(_FIELDS), dtype=torch.int64) for peer in messages}
+        announcements = {peer: Message(header, ((0, 1),)) for peer, header in headers.items()}
+        arriving = self._gloo.receive(_announced(transfer), announcements)
         queue = self._pending.setdefault(transfer.channel.tag, deque())
-        queue.append(CheckedReceive(self, transfer, buffers, headers=headers, arriving=arriving, queue=queue))
+        queue.append(CheckedReceive(self, transfer, messages, headers=headers, arriving=arriving, queue=queue))
         return queue[-1]
 
     def flush(self) -> None:
@@ -64,17 +63,18 @@ class CheckedTransport:
         self._gloo.flush()
         self._transport.flush()
 
-    def header(self, transfer: Transfer, num_rows: int, rows: torch.Tensor) -> torch.Tensor:
+    def header(self, transfer: Transfer, message: Message) -> torch.Tensor:
         """What is announced of a message, by ``_FIELDS``."""
         channel = transfer.channel
         # Signals are alike and only counted.
         microbatch = -1 if channel.is_signal else transfer.microbatch
-        shape = num_rows, rows.shape[1]
+        rows = message.rows
+        shape = message.num_rows, rows.shape[1]
         return torch.tensor([channel.tag, microbatch, *shape, _DTYPES.index(rows.dtype), self._digest])
 
-    def receive_rows(self, transfer: Transfer, buffers: Mapping[int, torch.Tensor]) -> Receive:
+    def receive_rows(self, transfer: Transfer, messages: Mapping[int, Message]) -> Receive:
         """Start receiving what was announced."""
-        return self._transport.receive(transfer, buffers)
+        return self._transport.receive(transfer, messages)
 
 
 class CheckedReceive:
@@ -84,13 +84,13 @@ class CheckedReceive:
         self,
         transport: CheckedTransport,
         transfer: Transfer,
-        buffers: Mapping[int, torch.Tensor],
+        messages: Mapping[int, Message],
         *,
         headers: Mapping[int, torch.Tensor],
         arriving: Receive,
         queue: deque[CheckedReceive],
     ) -> None:
-        self._transport, self._transfer, self._buffers = transport, transfer, buffers
+        self._transport, self._transfer, self._messages = transport, transfer, messages
         self._headers, self._arriving, self._queue = headers, arriving, queue
         self._rows: Receive | None = None
 
@@ -105,15 +105,14 @@ class CheckedReceive:
         """Compare the announcements, and start receiving the rows."""
         self._arriving.wait()
         for peer, header in self._headers.items():
-            buffer = self._buffers[peer]
-            expected = self._transport.header(self._transfer, len(buffer), buffer)
+            expected = self._transport.header(self._transfer, self._messages[peer])
             for field, sent, wanted in zip(_FIELDS, header[0].tolist(), expected.tolist(), strict=True):
                 if sent != wanted:
                     raise JobError(
                         f"{self._transfer}: rank {peer} sent and rank {dist.get_rank()} expects something else: "
                         f"{field} is {sent} there and {wanted} here"
                     )
-        self._rows = self._transport.receive_rows(self._transfer, self._buffers)
+        self._rows = self._transport.receive_rows(self._transfer, self._messages)
 
 
 def _announced(transfer: Transfer) -> Transfer:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -47,10 +47,13 @@ class GlooTransport:
             rows = message.packed()
             self._sent.append(_Sent(dist.isend(rows, peer, tag=transfer.channel.tag), rows, transfer, peer))
 
-    def receive(self, transfer: Transfer, buffers: Mapping[int, torch.Tensor]) -> GlooReceive:
-        """Start receiving into the buffers, by source."""
-        works = {peer: dist.irecv(rows, peer, tag=transfer.channel.tag) for peer, rows in buffers.items()}
-        return GlooReceive(works, transfer, self._timeout)
+    def receive(self, transfer: Transfer, messages: Mapping[int, Message]) -> GlooReceive:
+        """Start receiving, by source; what is not one run gets to its places in ``wait``."""
+        arriving = []
+        for peer, message in messages.items():
+            room = message.room()
+            arriving.append(_Arriving(dist.irecv(room, peer, tag=transfer.channel.tag), room, message, peer))
+        return GlooReceive(arriving, transfer, self._timeout)
 
     def flush(self) -> None:
         """Wait until every send has left its buffer. Raises JobError: a receiver is gone."""
@@ -63,17 +66,28 @@ class GlooTransport:
         self._sent.clear()
 
 
-class GlooReceive:
-    """Messages on their way; ``wait`` returns when they have arrived."""
+@dataclass(frozen=True, slots=True)
+class _Arriving:
+    """A message on its way into ``room``."""
 
-    def __init__(self, works: Mapping[int, Any], transfer: Transfer, timeout: timedelta) -> None:
-        self._works, self._transfer, self._timeout = works, transfer, timeout
+    work: Any
+    room: torch.Tensor
+    message: Message
+    peer: int
+
+
+class GlooReceive:
+    """Messages on their way; ``wait`` returns when they are in their places."""
+
+    def __init__(self, arriving: Sequence[_Arriving], transfer: Transfer, timeout: timedelta) -> None:
+        self._arriving, self._transfer, self._timeout = arriving, transfer, timeout
 
     def wait(self) -> None:
         """Raises JobError: a sender is gone or late."""
-        for peer, work in self._works.items():
+        for a in self._arriving:
             try:
-                work.wait(self._timeout)
+                a.work.wait(self._timeout)
             except RuntimeError as error:
-                message = f"{self._transfer}: nothing arrived from rank {peer} on rank {dist.get_rank()}: {error}"
+                message = f"{self._transfer}: nothing arrived from rank {a.peer} on rank {dist.get_rank()}: {error}"
                 raise JobError(message) from None
+            a.message.unpack(a.room)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from hetsched.runtime.clock import Waitable
 from hetsched.runtime.exchange import Message
 from hetsched.runtime.transport.links import Link
 
@@ -41,17 +42,19 @@ class NcclCarrier:
 
     def send(self, link: Link, messages: Mapping[int, Message]) -> NcclWork:
         """As in Carrier."""
-        return self._post(dist.isend, link, {peer: message.packed() for peer, message in messages.items()})
+        rows = {peer: message.packed() for peer, message in messages.items()}
+        return NcclWork(self._post(dist.isend, link, rows), rows)
 
-    def receive(self, link: Link, buffers: Mapping[int, torch.Tensor]) -> NcclWork:
+    def receive(self, link: Link, messages: Mapping[int, Message]) -> NcclReceive:
         """As in Carrier."""
-        return self._post(dist.irecv, link, buffers)
+        rooms = {peer: message.room() for peer, message in messages.items()}
+        return NcclReceive(self._post(dist.irecv, link, rooms), rooms, messages)
 
-    def _post(self, do: Any, link: Link, rows: Mapping[int, torch.Tensor]) -> NcclWork:
+    def _post(self, do: Any, link: Link, rows: Mapping[int, torch.Tensor]) -> Any:
         # Also a single message goes as a group: alone it would get a communicator for its pair of ranks.
         ops = [dist.P2POp(do, of_peer, peer, self._groups[link]) for peer, of_peer in rows.items()]
         [work] = dist.batch_isend_irecv(ops)
-        return NcclWork(work, rows)
+        return work
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,3 +69,20 @@ class NcclWork:
 
     def wait(self) -> None:
         self.work.wait()
+
+    @property
+    def arrival(self) -> Waitable:
+        """As in Work."""
+        return self.work
+
+
+@dataclass(frozen=True, slots=True)
+class NcclReceive(NcclWork):
+    """A group of receives; the current stream that waits for it also puts rows in their places."""
+
+    messages: Mapping[int, Message]
+
+    def wait(self) -> None:
+        self.work.wait()
+        for peer, message in self.messages.items():
+            message.unpack(self.rows[peer])

@@ -1,9 +1,15 @@
 """Rows put into the memory of GPUs of the same host: copy engines move them, and no SM and no host waits.
 
 Every process owns one arena of symmetric memory. A wire has a ring of slots in its receiver's arena and two counters
-that only grow: messages that arrived, beside the slots, and messages that were taken, in the sender's arena. A link's
-stream waits for a slot to be free, puts rows into it from where they lie, and counts; at the other end the link's
-stream waits for the count, copies the rows out, and counts them as taken, which hands the slot back.
+that only grow: parts of messages that arrived, beside the slots, and messages that were taken, in the sender's arena. A
+link's stream waits for a slot to be free, puts rows into it from where they lie, part by part, and counts each part; at
+the other end the link's stream waits for each count and copies the part's rows to where they belong while the next part
+comes, and then counts the message as taken, which hands the slot back. Both ends cut a message by its size alone.
+
+A link's ranks take turns (``turn_of``): at any time its sources put to different destinations, which take from them in
+that order, so that no GPU's links idle while others queue. The order does not matter to what can wait for what: put k
+waits for take k - NUM_SLOTS of the same wire, so once all messages before k are taken, every k can be put, and then
+taken.
 """
 
 from __future__ import annotations
@@ -18,11 +24,14 @@ import torch.distributed._symmetric_memory as symmetric_memory
 from torch import Tensor
 
 from hetsched.kernels.put import library
+from hetsched.kernels.put.parts import Slot, put_parts, take_parts
 from hetsched.runtime.exchange import Message, Wire
 from hetsched.runtime.transport.links import Link
 
 NUM_SLOTS = 4
 """Messages of a wire that may have been sent and not taken; one is enough to go on."""
+PART_BYTES = 32 << 20
+"""The most bytes of a part: each costs the link about 5 us, and a message ends with the copy of its last one."""
 # Counters lie in cache lines of their own; slots are aligned to the widest access.
 _LINE = 128
 
@@ -65,21 +74,48 @@ def _lines(num_bytes: int) -> int:
     return -(-num_bytes // _LINE) * _LINE
 
 
-class WireEnd:
-    """A wire's slots and counters as one of its ranks sees them, and how many messages it was given there."""
+def cut(num_rows: int, row_bytes: int) -> list[int]:
+    """The rows up to which each part of a message goes: as few parts as may be, of equal size."""
+    num_parts = max(1, min(num_rows, -(-num_rows * row_bytes // PART_BYTES)))
+    return [num_rows * (part + 1) // num_parts for part in range(num_parts)]
 
-    def __init__(self, wire: Wire, place: Place, *, slot_bytes: int, at_receiver: Tensor, at_sender: Tensor) -> None:
-        self.wire, self.count = wire, 0
+
+def turn_of(wire: Wire, link: Link) -> int:
+    """When a wire has its turn among a link's: in one turn no rank is the source or the destination of two."""
+    sources = sorted({w.source for w in link.wires})
+    destinations = sorted({w.destination for w in link.wires})
+    turns = max(len(sources), len(destinations))
+    return (destinations.index(wire.destination) - sources.index(wire.source)) % turns
+
+
+class WireEnd:
+    """A wire's slots and counters as one of its ranks sees them, and how much it was given there.
+
+    Args:
+        wire: the wire.
+        place: where it lives.
+        turn: among the wires of its link.
+        slot_bytes: of one message.
+        at_receiver, at_sender: the arenas of its ends.
+    """
+
+    def __init__(
+        self, wire: Wire, place: Place, *, turn: int, slot_bytes: int, at_receiver: Tensor, at_sender: Tensor
+    ) -> None:
+        self.wire, self.turn, self.num_messages, self._num_parts = wire, turn, 0, 0
         starts = [place.slots + number * slot_bytes for number in range(NUM_SLOTS)]
         self._slots = [at_receiver[start : start + slot_bytes] for start in starts]
-        self.arrived = at_receiver[place.arrived : place.arrived + 4].view(torch.int32)
+        self._arrived = at_receiver[place.arrived : place.arrived + 4].view(torch.int32)
         self.taken = at_sender[place.taken : place.taken + 4].view(torch.int32)
 
-    def next_slot(self, num_rows: int, like: Tensor) -> Tensor:
-        """``[num_rows, hidden]`` in the slot of the next message."""
-        hidden = like.shape[1]
-        slot = self._slots[self.count % NUM_SLOTS][: num_rows * hidden * like.element_size()]
-        return slot.view(like.dtype).view(num_rows, hidden)
+    def next_slot(self, message: Message) -> Slot:
+        """The slot of the next message, which this is."""
+        rows = message.rows
+        num_rows, row_bytes = message.num_rows, rows.shape[1] * rows.element_size()
+        memory = self._slots[self.num_messages % NUM_SLOTS][: num_rows * row_bytes]
+        ends, first = cut(num_rows, row_bytes), self._num_parts + 1
+        self.num_messages, self._num_parts = self.num_messages + 1, self._num_parts + len(ends)
+        return Slot(memory.view(rows.dtype).view(num_rows, rows.shape[1]), ends, self._arrived, first)
 
 
 class PeerCarrier:
@@ -92,7 +128,8 @@ class PeerCarrier:
 
     def __init__(self, links: Sequence[Link], *, device: torch.device) -> None:
         self._rank, self._device = dist.get_rank(), device
-        self._wires = [wire for link in links for wire in link.wires]
+        self._turns = {wire: turn_of(wire, link) for link in links for wire in link.wires}
+        self._wires = list(self._turns)
         mine = [link for link in links if self._rank in link.ranks]
         self._streams = {link: torch.cuda.Stream(device) for link in mine}  # type: ignore[no-untyped-call]
         self._tickets = {link: torch.zeros(1, dtype=torch.int32, device=device) for link in mine}
@@ -132,7 +169,12 @@ class PeerCarrier:
                     for rank in (wire.destination, wire.source)
                 ]
                 self._ends[wire.tag, wire.source, wire.destination] = WireEnd(
-                    wire, place, slot_bytes=self._slot_bytes[wire.tag], at_receiver=ends[0], at_sender=ends[1]
+                    wire,
+                    place,
+                    turn=self._turns[wire],
+                    slot_bytes=self._slot_bytes[wire.tag],
+                    at_receiver=ends[0],
+                    at_sender=ends[1],
                 )
 
     def _wait_for_all(self) -> None:
@@ -143,53 +185,65 @@ class PeerCarrier:
         stream = self._streams[link]
         stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(stream):
-            for peer, message in messages.items():
-                self._put(self._ends[link.wires[0].tag, self._rank, peer], message, self._tickets[link])
+            for end, message in self._in_turn(link, messages, is_send=True):
+                self._put(end, message, self._tickets[link])
         return StreamWork(stream)
 
-    def receive(self, link: Link, buffers: Mapping[int, Tensor]) -> StreamWork:
+    def receive(self, link: Link, messages: Mapping[int, Message]) -> StreamWork:
         """As in Carrier."""
         stream = self._streams[link]
         stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(stream):
-            for peer, buffer in buffers.items():
-                self._take(self._ends[link.wires[0].tag, peer, self._rank], buffer)
-        return StreamWork(stream)
+            taken = [(end, self._take(end, m)) for end, m in self._in_turn(link, messages, is_send=False)]
+            # Who needs the rows does not wait for the slots to be handed back.
+            ready = stream.record_event()
+            for end, slot in taken:
+                self._hand_back(end, slot)
+        return StreamWork(stream, ready)
+
+    def _in_turn(
+        self, link: Link, messages: Mapping[int, Message], *, is_send: bool
+    ) -> Sequence[tuple[WireEnd, Message]]:
+        tag, rank = link.wires[0].tag, self._rank
+        ends = ((self._ends[tag, *((rank, peer) if is_send else (peer, rank))], m) for peer, m in messages.items())
+        return sorted(ends, key=lambda of: of[0].turn)
 
     def _put(self, end: WireEnd, message: Message, ticket: Tensor) -> None:
-        runs, at = [], 0
-        for first, count in message.runs:
-            runs.append((first, 0, at, count))
-            at += count
         self._await_credit(end)
-        slot = end.next_slot(at, message.rows)
-        end.count += 1
-        signal = library.Signal([end.arrived], end.count, ticket)
-        library.put(message.rows, torch.tensor(runs), [slot], signal=signal)
+        put_parts(message.rows, message.runs, end.next_slot(message), ticket=ticket)
 
     def _await_credit(self, end: WireEnd) -> None:
-        if end.count >= NUM_SLOTS:
-            library.stream_wait_value(end.taken, end.count - NUM_SLOTS + 1)
+        if end.num_messages >= NUM_SLOTS:
+            library.stream_wait_value(end.taken, end.num_messages - NUM_SLOTS + 1)
 
-    def _take(self, end: WireEnd, buffer: Tensor) -> None:
-        library.stream_wait_value(end.arrived, end.count + 1)
-        self._copy_out(end.next_slot(buffer.shape[0], buffer), buffer)
-        end.count += 1
-        library.stream_write_value(end.taken, end.count)
+    def _take(self, end: WireEnd, message: Message) -> Slot:
+        slot = end.next_slot(message)
+        take_parts(slot, message.rows, message.runs)
+        return slot
 
-    def _copy_out(self, slot: Tensor, buffer: Tensor) -> None:
-        buffer.copy_(slot)
+    def _hand_back(self, end: WireEnd, slot: Slot) -> None:
+        library.stream_write_value(end.taken, end.num_messages)
 
 
 class StreamWork:
-    """What was enqueued on a link's stream so far."""
+    """What was enqueued on a link's stream so far.
 
-    def __init__(self, stream: torch.cuda.Stream) -> None:
-        self._event: torch.cuda.Event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        self._event.record(stream)
+    Args:
+        stream: the link's.
+        ready: what to wait for, where that is not all of it.
+    """
+
+    def __init__(self, stream: torch.cuda.Stream, ready: torch.cuda.Event | None = None) -> None:
+        self._done = stream.record_event()
+        self._ready = ready or self._done
 
     def is_completed(self) -> bool:
-        return bool(self._event.query())  # type: ignore[no-untyped-call]
+        return bool(self._done.query())
 
     def wait(self) -> None:
-        torch.cuda.current_stream().wait_event(self._event)
+        torch.cuda.current_stream().wait_event(self._ready)
+
+    @property
+    def arrival(self) -> StreamWork:
+        """As in Work: the link's stream has put the rows in their places."""
+        return self

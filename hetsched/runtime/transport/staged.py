@@ -31,10 +31,14 @@ class StagedTransport:
         for peer, message in messages.items():
             self._gloo.send(transfer, {peer: Message(message.packed().cpu(), ((0, message.num_rows),))})
 
-    def receive(self, transfer: Transfer, buffers: Mapping[int, torch.Tensor]) -> StagedReceive:
-        """Start receiving, by source; the buffers are filled by ``wait``."""
-        arriving = {peer: torch.empty_like(rows, device="cpu") for peer, rows in buffers.items()}
-        return StagedReceive(self._gloo.receive(transfer, arriving), arriving, buffers)
+    def receive(self, transfer: Transfer, messages: Mapping[int, Message]) -> StagedReceive:
+        """Start receiving, by source; rows get to their places in ``wait``."""
+        rooms = {
+            peer: torch.empty(message.num_rows, message.rows.shape[1], dtype=message.rows.dtype)
+            for peer, message in messages.items()
+        }
+        whole = {peer: Message(room, ((0, len(room)),)) for peer, room in rooms.items()}
+        return StagedReceive(self._gloo.receive(transfer, whole), rooms, messages)
 
     def flush(self) -> None:
         """Wait until every send has left."""
@@ -44,13 +48,13 @@ class StagedTransport:
 class StagedReceive:
     """Messages on their way to the host, and on to the device."""
 
-    def __init__(
-        self, receive: Receive, arriving: Mapping[int, torch.Tensor], buffers: Mapping[int, torch.Tensor]
-    ) -> None:
-        self._receive, self._arriving, self._buffers = receive, arriving, buffers
+    def __init__(self, receive: Receive, rooms: Mapping[int, torch.Tensor], messages: Mapping[int, Message]) -> None:
+        self._receive, self._rooms, self._messages = receive, rooms, messages
 
     def wait(self) -> None:
         """Raises JobError: a sender is gone or late."""
         self._receive.wait()
-        for peer, rows in self._arriving.items():
-            self._buffers[peer].copy_(rows)
+        for peer, message in self._messages.items():
+            room = message.room()
+            room.copy_(self._rooms[peer])
+            message.unpack(room)

@@ -33,18 +33,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 
 from hetsched.errors import JobError
+from hetsched.runtime.clock import Waitable
 from hetsched.runtime.exchange import Channel, Message, Receive, StepSetup, Transfer
 from hetsched.runtime.transport.links import Link
 from hetsched.runtime.transport.staged import StagedTransport
 from hetsched.runtime.watchdog import Watchdog
 
-T = TypeVar("T")
 _POLL_S = 5e-5
 _LOADING_FACTOR = 5
 """Times the timeout that a message may take in a step that compiles and loads kernels."""
@@ -89,7 +89,11 @@ class Work(Protocol):
     def is_completed(self) -> bool: ...
 
     def wait(self) -> Any:
-        """Make the current stream wait for it."""
+        """Make the current stream wait for it, and put rows that came in their places."""
+
+    @property
+    def arrival(self) -> Waitable:
+        """Its ``wait`` makes the current stream wait for the messages, and does nothing with their rows."""
 
 
 class Carrier(Protocol):
@@ -100,7 +104,7 @@ class Carrier(Protocol):
 
     def send(self, link: Link, messages: Mapping[int, Message]) -> Work: ...
 
-    def receive(self, link: Link, buffers: Mapping[int, torch.Tensor]) -> Work: ...
+    def receive(self, link: Link, messages: Mapping[int, Message]) -> Work: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,13 +113,13 @@ class Pending:
 
     Args:
         work: the carrier's handle.
-        rows: messages or buffers, by peer; their memory is kept until then.
+        rows: by peer; their memory is kept until then.
         transfer: what they belong to.
         is_receive: whether this rank is the destination.
     """
 
     work: Any
-    rows: Mapping[int, Message | torch.Tensor]
+    rows: Mapping[int, Message]
     transfer: Transfer
     is_receive: bool
 
@@ -149,7 +153,9 @@ class StreamedTransport:
             first = link.wires[0]
             transfer = Transfer(Channel(first.tag, 1, hello.dtype, first.name), 0)
             out = {w.destination: Message(hello, ((0, 1),)) for w in link.wires if w.source == self._rank}
-            into = {w.source: torch.zeros_like(hello) for w in link.wires if w.destination == self._rank}
+            into = {
+                w.source: Message(torch.zeros_like(hello), ((0, 1),)) for w in link.wires if w.destination == self._rank
+            }
             if out:
                 self.send(transfer, out)
             if into:
@@ -174,13 +180,13 @@ class StreamedTransport:
         for link, part in self._by_link(transfer, messages, is_receive=False):
             self._post(Pending(self._carrier.send(link, part), part, transfer, is_receive=False))
 
-    def receive(self, transfer: Transfer, buffers: Mapping[int, torch.Tensor]) -> Receive:
-        """Start receiving into the buffers, by source; ``wait`` makes the current stream wait for them."""
+    def receive(self, transfer: Transfer, messages: Mapping[int, Message]) -> Receive:
+        """Start receiving rows to their places, by source; ``wait`` makes the current stream wait for them."""
         self._watchdog.progress()
         if self.is_staged:
-            return self._staged.receive(transfer, buffers)
+            return self._staged.receive(transfer, messages)
         works = []
-        for link, part in self._by_link(transfer, buffers, is_receive=True):
+        for link, part in self._by_link(transfer, messages, is_receive=True):
             works.append(self._carrier.receive(link, part))
             self._post(Pending(works[-1], part, transfer, is_receive=True))
         return StreamedReceive(works)
@@ -208,12 +214,12 @@ class StreamedTransport:
             time.sleep(_POLL_S)
 
     def _by_link(
-        self, transfer: Transfer, parts: Mapping[int, T], *, is_receive: bool
-    ) -> Sequence[tuple[Link, Mapping[int, T]]]:
-        of_link: dict[Link, dict[int, T]] = defaultdict(dict)
-        for peer, part in parts.items():
+        self, transfer: Transfer, messages: Mapping[int, Message], *, is_receive: bool
+    ) -> Sequence[tuple[Link, Mapping[int, Message]]]:
+        of_link: dict[Link, dict[int, Message]] = defaultdict(dict)
+        for peer, message in messages.items():
             ends = (peer, self._rank) if is_receive else (self._rank, peer)
-            of_link[self._link_of[transfer.channel.tag, *ends]][peer] = part
+            of_link[self._link_of[transfer.channel.tag, *ends]][peer] = message
         return list(of_link.items())
 
     def _post(self, message: Pending) -> None:
@@ -241,6 +247,11 @@ class StreamedReceive:
     def wait(self) -> None:
         for work in self._works:
             work.wait()
+
+    @property
+    def arrivals(self) -> list[Waitable]:
+        """For who looks on, on a stream of its own: see Work."""
+        return [work.arrival for work in self._works]
 
 
 def what_is_missing(pending: Sequence[Pending], *, rank: int, timeout_s: float) -> str:

@@ -1,0 +1,48 @@
+// What the ops of hetsched::: share: torch's tensors and stream made into plain pointers, and refusals of wrong ones.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <string>
+#include <vector>
+
+#include "cuda/put.h"
+#include "cuda/require.h"
+
+// Declared by the shim only where CUDA's headers are torch's own; every CUDA torch has it.
+extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** ret_stream);
+
+namespace hetsched::cuda {
+
+using torch::stable::Tensor;
+
+inline void check(cudaError_t error, const char* what) {
+  require(error == cudaSuccess, what, ": ", cudaGetErrorString(error));
+}
+
+inline cudaStream_t current_stream(const Tensor& tensor) {
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+  return static_cast<cudaStream_t>(stream);
+}
+
+inline int64_t row_bytes_of(const Tensor& rows) { return rows.size(1) * static_cast<int64_t>(rows.element_size()); }
+
+inline void check_rows(const std::string& name, const Tensor& rows, const Tensor& like) {
+  require(rows.dim() == 2 && rows.is_contiguous(), name, " must be contiguous [rows, hidden]");
+  require(rows.is_cuda() && rows.get_device_index() == like.get_device_index(), name,
+          " must be memory of the source's GPU, or of a peer mapped there");
+  require(rows.size(1) == like.size(1) && rows.scalar_type() == like.scalar_type(), name,
+          " has hidden size ", rows.size(1), " or a dtype other than the source's, whose hidden size is ",
+          like.size(1));
+}
+
+inline uint32_t* counter_of(const std::string& name, const Tensor& counter) {
+  require(counter.is_cuda() && counter.numel() == 1 &&
+              counter.scalar_type() == torch::headeronly::ScalarType::Int,
+          name, " must be one int32 in a GPU's memory");
+  return static_cast<uint32_t*>(counter.mutable_data_ptr());
+}
+
+}  // namespace hetsched::cuda
