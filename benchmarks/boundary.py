@@ -1,7 +1,7 @@
 """Rows over a boundary between two layouts: each transport, and what others do, on two GPUs or more of one host.
 
-    python benchmarks/boundary.py --suite 4gpu
-    python benchmarks/boundary.py --layouts dp2,tp2 tp2,dp2sp dp1/dp1 --mib 16 256 --transports nccl peer
+    PYTHONPATH=. python benchmarks/boundary.py --suite 4gpu
+    PYTHONPATH=. python benchmarks/boundary.py --layouts dp2,tp2 tp2,dp2sp dp1/dp1 --mib 16 256
 
 Layouts and suites are those of benchmarks/_boundary_cases.py. Every way is checked first, and a wrong one ends the run
 before any time is printed. Times are those of the slowest rank, from rows in a maker's memory to rows in their places

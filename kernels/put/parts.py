@@ -16,7 +16,7 @@ from torch import Tensor
 from hetsched.kernels.put import library
 
 MOST_COPIES = 128
-"""Runs of a message up to which the driver's batch of copies is used: it moves rows as fast as a single copy and takes
+"""Runs of a message up to which the driver's batch of copies is used: it puts rows as fast as a single copy and takes
 no SM, but costs the host about 1 us a run, where the kernel's launch costs 35 to 115 us in all (docs/benchmarks.md)."""
 _NUM_BLOCKS = 64
 

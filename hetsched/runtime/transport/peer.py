@@ -1,4 +1,4 @@
-"""Rows put into the memory of GPUs of the same host: copy engines move them, and no SM and no host waits.
+"""Rows put into the memory of GPUs of the same host: copy engines do, and no SM and no host waits for a peer.
 
 Every process owns one arena of symmetric memory. A wire has a ring of slots in its receiver's arena and two counters
 that only grow: parts of messages that arrived, beside the slots, and messages that were taken, in the sender's arena. A
@@ -92,17 +92,14 @@ class WireEnd:
     """A wire's slots and counters as one of its ranks sees them, and how much it was given there.
 
     Args:
-        wire: the wire.
         place: where it lives.
         turn: among the wires of its link.
         slot_bytes: of one message.
         at_receiver, at_sender: the arenas of its ends.
     """
 
-    def __init__(
-        self, wire: Wire, place: Place, *, turn: int, slot_bytes: int, at_receiver: Tensor, at_sender: Tensor
-    ) -> None:
-        self.wire, self.turn, self.num_messages, self._num_parts = wire, turn, 0, 0
+    def __init__(self, place: Place, *, turn: int, slot_bytes: int, at_receiver: Tensor, at_sender: Tensor) -> None:
+        self.turn, self.num_messages, self._num_parts = turn, 0, 0
         starts = [place.slots + number * slot_bytes for number in range(NUM_SLOTS)]
         self._slots = [at_receiver[start : start + slot_bytes] for start in starts]
         self._arrived = at_receiver[place.arrived : place.arrived + 4].view(torch.int32)
@@ -169,7 +166,6 @@ class PeerCarrier:
                     for rank in (wire.destination, wire.source)
                 ]
                 self._ends[wire.tag, wire.source, wire.destination] = WireEnd(
-                    wire,
                     place,
                     turn=self._turns[wire],
                     slot_bytes=self._slot_bytes[wire.tag],
