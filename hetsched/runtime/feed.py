@@ -13,7 +13,7 @@ from hetsched.batch import Batch, DataSource, Item, Sample
 from hetsched.errors import DataError
 from hetsched.layout.held import Held
 from hetsched.layout.positions import text_positions
-from hetsched.runtime.stage import BoundaryRows, ContextShard, StageMeta
+from hetsched.runtime.stage import ContextShard, StageMeta
 
 
 def load_held(batch: Batch, held: Held, *, cp: int) -> dict[str, Tensor]:
@@ -46,10 +46,9 @@ def make_meta(
     *,
     microbatch: int,
     inputs: Mapping[str, Tensor],
-    boundary: Mapping[str, BoundaryRows],
     device: torch.device,
 ) -> StageMeta:
-    """The meta of one call of a stage, for what a cp rank holds of its microbatches; see StageMeta."""
+    """The meta of one call of a stage but for what enters it, for what a cp rank holds of its microbatches."""
     lengths = [length for of in held for length in of.share.lengths]
     positions, (first, *_) = text_positions(lengths), held
     shard = None
@@ -62,7 +61,6 @@ def make_meta(
         max_seqlen=max(lengths, default=0),
         positions=integers(positions, torch.int64, device=device),
         inputs=inputs,
-        boundary=boundary,
         shard=shard,
     )
 

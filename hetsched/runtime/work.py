@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import permutations, product
 from typing import TypeVar
 
@@ -94,18 +95,31 @@ class RankStep:
         self._where = {name: grid.coordinates(rank) for name, grid in plan.grids.items() if rank in grid}
         _, self._ranks_of = make_topology(plan)
         self._lane = next(lane for lane, ranks in enumerate(self._ranks_of) if rank in ranks)
-        self._inputs: dict[tuple[str, int], dict[str, Tensor]] = {}
+        self._metas: dict[tuple[str, int], StageMeta] = {}
+        self._indices: dict[tuple[str, int], Tensor] = {}
+        self._routes: dict[tuple[str, int, bool], tuple[Segment, ...]] = {}
 
     def load(self, batch: Batch) -> None:
-        """Load the shares whose first or last stage is on this rank. Raises DataError."""
+        """Load the shares whose first or last stage is on this rank, and put all that the step asks for on the device.
+
+        Raises:
+            DataError: as by hetsched.runtime.feed.load_held.
+        """
         dtype = getattr(torch, self._plan.dtype)
         for module, at in self._where.items():
             last = self._plan.modules[module].layout.num_stages - 1
-            if at.pp not in {self._plan.pipeline_rank(module, stage) for stage in (0, last)}:
-                continue
+            reads = at.pp in {self._plan.pipeline_rank(module, stage) for stage in (0, last)}
             for m in range(self._plan.microbatches):
-                tensors = load_held(batch, self._held(module, m), cp=at.cp)
-                self._inputs[module, m] = to_device(tensors, device=self._device, dtype=dtype)
+                held = self._held(module, m)
+                tensors = load_held(batch, held, cp=at.cp) if reads else {}
+                inputs = to_device(tensors, device=self._device, dtype=dtype)
+                self._metas[module, m] = make_meta([held], at.cp, microbatch=m, inputs=inputs, device=self._device)
+        for key, crossing in self._step.crossings.items():
+            if self._rank in crossing.index:
+                positions = positions_of(*crossing.index[self._rank].T)
+                self._indices[key] = integers(positions, torch.int64, device=self._device)
+            for is_forward, route in ((True, crossing.forward), (False, crossing.backward)):
+                self._routes[*key, is_forward] = segments_of(route, rank=self._rank)
 
     def num_tokens(self, module: str, microbatch: int) -> int:
         return self._held(module, microbatch).num_tokens(self._where[module].cp)
@@ -116,15 +130,12 @@ class RankStep:
     def meta(
         self, module: str, stage: int, microbatches: Sequence[int], boundary: Mapping[str, BoundaryRows]
     ) -> StageMeta:
-        inputs = [self._inputs.get((module, m), {}) for m in microbatches]
-        return make_meta(
-            [self._held(module, m) for m in microbatches],
-            self._where[module].cp,
-            microbatch=microbatches[0],
-            inputs=inputs[0] if len(inputs) == 1 else {k: torch.cat([of[k] for of in inputs]) for k in inputs[0]},
-            boundary=boundary,
-            device=self._device,
-        )
+        first, *others = (self._metas[module, m] for m in microbatches)
+        if not others:
+            return replace(first, boundary=boundary)
+        inputs = {key: torch.cat([tensor, *(of.inputs[key] for of in others)]) for key, tensor in first.inputs.items()}
+        held, cp = [self._held(module, m) for m in microbatches], self._where[module].cp
+        return make_meta(held, cp, microbatch=microbatches[0], inputs=inputs, device=self._device)
 
     def recomputes(self, module: str, microbatch: int) -> bool:
         return microbatch in self._step.recomputed.get(module, ())
@@ -153,7 +164,7 @@ class RankStep:
             num_rows = step.produced[self._rank]
         else:
             num_rows = 0
-        route = segments_of(step.forward if is_forward else step.backward, rank=self._rank)
+        route = self._routes[action.module, microbatch, is_forward]
         return Move(Transfer(channel, microbatch), route, num_rows)
 
     def signals_to(self, action: Action) -> Iterable[tuple[Transfer, Collection[int]]]:
@@ -175,8 +186,7 @@ class RankStep:
         return [rank for lane in lanes for rank in self._ranks_of[lane] if rank != self._rank]
 
     def boundary_index(self, edge: str, microbatch: int) -> Tensor:
-        starts, counts = self._step.crossings[edge, microbatch].index[self._rank].T
-        return integers(positions_of(starts, counts), torch.int64, device=self._device)
+        return self._indices[edge, microbatch]
 
     def no_rows(self, edge: str) -> Tensor:
         channel = self._channels.of(edge, 0, is_forward=True)
