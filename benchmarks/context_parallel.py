@@ -37,9 +37,9 @@ from hetsched.kernels.attention.ranges import KeyRanges, Span, packed_ranges
 from hetsched.kernels.attention.task import AttentionTask
 from hetsched.layout.dispatch import plan_tokens
 from hetsched.layout.tokens import Group, spread_zigzag, tokens_of
+from hetsched.layout.ways import Way
 from hetsched.parallel import ring
 from hetsched.parallel.context import ContextTask, context_attention
-from hetsched.parallel.context_task import Way
 from hetsched.parallel.pull import where_possible
 
 Launch = Callable[[], Any]

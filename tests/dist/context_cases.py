@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hetsched.layout.dispatch import plan_tokens
 from hetsched.layout.tokens import Group, IntArray, spread_zigzag
-from hetsched.parallel.context_task import Way
+from hetsched.layout.ways import Way
 
 MapKind = Literal["planned", "zigzag", "random", "one rank"]
 LENGTHS = (0, 1, 127, 128, 129, 300)
