@@ -52,7 +52,7 @@ def attend_for_another_rank(case: ContextCase) -> None:
 def task_of(case: ContextCase, rank: int, *, device: str = "cpu") -> ContextTask:
     """The case's task of one rank."""
     options: dict[str, Any] = {"window": case.window, "forced": case.forced, "device": device}
-    options |= {"num_heads": case.heads[0], "num_kv_heads": case.heads[1]}
+    options |= {"num_heads": case.heads[0], "num_kv_heads": case.heads[1], "forced_back": case.forced_back}
     options["heads_of_part"] = heads_of_part(case.heads[1]) if case.forced == "pull" else 0
     return ContextTask(case.cu_seqlens, case.token_map, rank=rank, cp=case.cp, **options)
 
