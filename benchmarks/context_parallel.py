@@ -6,8 +6,9 @@ Variants take turns in shuffled rounds on hot GPUs; a time is that of the slowes
 ``compute only`` is one launch of the same kernel with all keys and values already there; ``steps only`` are the ring's
 launches without its messages. ``ring, any order`` lets the backward add up in any order. torch has one document at a
 time; mixed documents are compared with one GPU that has all of them: ``one GPU`` with the same kernels, ``one GPU,
-varlen_attn`` with torch's. All results, torch's included, are first checked against one GPU's; a case that fails reports no speed.
-TFLOP/s per GPU count pairs that the mask lets through; host microseconds are those that enqueuing a launch takes.
+varlen_attn`` with torch's. All results, torch's included, are first checked against one GPU's; a case that fails
+reports no speed. TFLOP/s per GPU count pairs that the mask lets through; host microseconds are those that enqueuing a
+launch takes.
 """
 
 from __future__ import annotations

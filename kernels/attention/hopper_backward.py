@@ -73,15 +73,16 @@ def _produce(
                 tma.async_copy_global_to_shared(lse_desc, [statistic], q_full, lse_slots.index(loaded % q.depth))
                 tma.async_copy_global_to_shared(delta_desc, [statistic], dout_full, delta_slots.index(loaded % q.depth))
                 at = box(q_row, num_queries, first, head * D)
-                is_own = True
                 if PULLED:
-                    is_own = gl.load(record + OTHER_ROW) >= stage_rows
-                if is_own:
+                    if gl.load(record + OTHER_ROW) >= stage_rows:
+                        load_box(q_desc, at, q_full, q.slot(loaded))
+                        load_box(dout_desc, at, dout_full, dout.slot(loaded))
+                    else:
+                        load_box(staged_q_desc, at, q_full, q.slot(loaded))
+                        load_box(staged_dout_desc, at, dout_full, dout.slot(loaded))
+                else:
                     load_box(q_desc, at, q_full, q.slot(loaded))
                     load_box(dout_desc, at, dout_full, dout.slot(loaded))
-                else:
-                    load_box(staged_q_desc, at, q_full, q.slot(loaded))
-                    load_box(staged_dout_desc, at, dout_full, dout.slot(loaded))
                 loaded += 1
         i += 1
 

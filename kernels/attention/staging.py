@@ -106,11 +106,13 @@ def _fill(
         return
     _, num_heads, head_dim = pair[0].shape
     first, second = (packed_heads(x) for x in pair)
-    grid = (triton.cdiv(num_rows, _ROWS), num_heads, 2)
+    # heads first: programs that run together then read and write whole rows
+    grid = (num_heads, 2, triton.cdiv(num_rows, _ROWS))
     fill_kernel[grid](
         *(first, second, stage, own, *statistics, num_rows, pair[0].shape[0], first.stride(0), second.stride(0)),
         *(stage.stride(0), stage.stride(1)),
         HEADS=heads_of_part,
+        BLOCK_HEADS=triton.next_power_of_2(heads_of_part),
         D=head_dim,
         ROWS=_ROWS,
         STATISTICS=statistics[0] is not None,
@@ -132,13 +134,14 @@ def fill_kernel(
     part_stride,
     row_stride,
     HEADS: tl.constexpr,
+    BLOCK_HEADS: tl.constexpr,
     D: tl.constexpr,
     ROWS: tl.constexpr,
     STATISTICS: tl.constexpr,
 ):
-    """One block of rows of one head of one of two tensors to their places; with STATISTICS, lse or delta too."""
-    i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    head, is_second = tl.program_id(1), tl.program_id(2)
+    """A block of rows of one head of one of two tensors to their places; with STATISTICS, lse or delta of all heads."""
+    i = tl.program_id(2) * ROWS + tl.arange(0, ROWS)
+    head, is_second = tl.program_id(0), tl.program_id(1)
     column, is_row = tl.arange(0, D), i < num_rows
     row = tl.load(own_ptr + i, mask=is_row, other=0).to(tl.int64)
     place = tl.load(own_ptr + num_rows + i, mask=is_row, other=0).to(tl.int64)
@@ -149,11 +152,13 @@ def fill_kernel(
     target = place * row_stride + (head // HEADS).to(tl.int64) * part_stride
     slot = target + (is_second * HEADS + head % HEADS) * D
     tl.store(stage_ptr + slot[:, None] + column[None, :], x, mask=is_row[:, None])
-    if STATISTICS:
+    if STATISTICS and head == 0:
         statistic = lse_ptr
         if is_second:
             statistic = delta_ptr
-        value = tl.load(statistic + head.to(tl.int64) * total_rows + row, mask=is_row)
+        heads = tl.arange(0, BLOCK_HEADS)[None, :]
+        is_value = is_row[:, None] & (heads < HEADS)
+        values = tl.load(statistic + heads.to(tl.int64) * total_rows + row[:, None], mask=is_value)
         # the stage has 16-bit columns: q and dout of all heads are as many float32 columns as one of them has
-        at = stage_ptr.to(tl.pointer_type(tl.float32)) + target // 2 + HEADS * D + is_second * HEADS + head
-        tl.store(at, value, mask=is_row)
+        at = stage_ptr.to(tl.pointer_type(tl.float32)) + target[:, None] // 2 + HEADS * D + is_second * HEADS
+        tl.store(at + heads, values, mask=is_value)

@@ -49,8 +49,19 @@ def portable_kernels() -> Iterator[Kernel]:
         (delta_kernel, {"HEADS": 16, "D": 128, "BLOCK_D": 128, "ROWS": 64}),
         (pad_statistics_kernel, {}),
         (scale_kernel, {"ACCUMULATE": True, "VALUES": 4096}),
-        (fill_kernel, {"HEADS": 4, "D": 128, "ROWS": 64, "STATISTICS": False, "lse_ptr": None, "delta_ptr": None}),
-        (fill_kernel, {"HEADS": 16, "D": 128, "ROWS": 64, "STATISTICS": True}),
+        (
+            fill_kernel,
+            {
+                "HEADS": 4,
+                "BLOCK_HEADS": 4,
+                "D": 128,
+                "ROWS": 64,
+                "STATISTICS": False,
+                "lse_ptr": None,
+                "delta_ptr": None,
+            },
+        ),
+        (fill_kernel, {"HEADS": 16, "BLOCK_HEADS": 16, "D": 128, "ROWS": 64, "STATISTICS": True}),
     ]
     for kernel, constants in rows:
         integers, halves = ("blocks_ptr", "own_ptr"), ("first_ptr", "second_ptr", "stage_ptr")
