@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hetsched.layout.tokens import IntArray
+from hetsched.layout.tokens import IntArray, documents_of
 
 TILE = 128
 """Rows of a key tile; every document starts at a multiple of it."""
@@ -106,11 +106,11 @@ def _cut(bounds: IntArray, owner: IntArray) -> NDArray[np.bool_]:
 
 
 def _rows(tokens: IntArray, bounds: IntArray) -> _Rows:
-    document = np.searchsorted(bounds, tokens, side="right") - 1
-    _, first, number, counts = np.unique(document, return_index=True, return_inverse=True, return_counts=True)
+    first = np.searchsorted(tokens, bounds)
+    counts, document = np.diff(first), documents_of(tokens, bounds)
     padded = -(-counts // TILE) * TILE
     starts = np.cumsum(padded) - padded
-    places = starts[number] + np.arange(len(tokens)) - first[number]
+    places = np.repeat(starts - first[:-1], counts) + np.arange(len(tokens))
     return _Rows(tokens, document, places, int(padded.sum()))
 
 
@@ -134,6 +134,6 @@ def _chunks(stages: Sequence[_Rows], owner: IntArray, rank: int) -> IntArray:
 
 def _by_length(document: IntArray) -> list[int]:
     """Documents with the most rows first, as in the work tables."""
-    present, counts = np.unique(document, return_counts=True)
-    order: list[int] = present[np.argsort(-counts, kind="stable")].tolist()
+    counts = np.bincount(document)
+    order: list[int] = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)].tolist()
     return order

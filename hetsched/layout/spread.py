@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from hetsched.layout.tokens import IntArray, check_map, tokens_of
+from hetsched.layout.tokens import IntArray, check_map, documents_of, tokens_of
 
 Mask = NDArray[np.bool_]
 
@@ -108,7 +108,7 @@ class Spread:
 
     def seen(self, keys: IntArray, *, queries: IntArray) -> Mask:
         """Which keys some query sees: the first one that is not before the key is the only one to ask."""
-        stop = self.bounds[np.searchsorted(self.bounds, keys, side="right")]
+        stop = self.bounds[documents_of(keys, self.bounds) + 1]
         if self.window is not None:
             stop = np.minimum(stop, keys + self.window)
         first = np.append(queries, self.bounds[-1])[np.searchsorted(queries, keys)]
@@ -121,21 +121,20 @@ class Spread:
 
     def seen_keys(self, queries: IntArray, keys: IntArray) -> SeenKeys:
         """What ``queries`` see of ``keys``."""
-        first = np.searchsorted(keys, self.bounds[self._document(queries)])
-        lo = np.searchsorted(keys, self._first_seen(queries)) - first
+        q_ends, k_ends = (np.searchsorted(rows, self.bounds) for rows in (queries, keys))
+        first = np.repeat(k_ends[:-1], np.diff(q_ends))
+        lo = np.zeros(len(queries), np.int64)
+        if self.window is not None:
+            lo = np.searchsorted(keys, self._first_seen(queries)) - first
         hi = np.searchsorted(keys, queries, side="right") - first
-        present = np.unique(self._document(queries))
-        ends = [np.searchsorted(rows, self.bounds[[present, present + 1]]) for rows in (queries, keys)]
-        spans = np.stack([x for start, stop in ends for x in (start, stop - start)], axis=1)
+        spans = np.stack([q_ends[:-1], np.diff(q_ends), k_ends[:-1], np.diff(k_ends)], axis=1)
+        has_both = (spans[:, 1] > 0) & (spans[:, 3] > 0)
         is_causal = self.window is None and np.array_equal(queries, keys)
-        return SeenKeys(spans[spans[:, 3] > 0], lo.astype(np.int32), hi.astype(np.int32), is_causal)
+        return SeenKeys(spans[has_both], lo.astype(np.int32), hi.astype(np.int32), is_causal)
 
     def _first_seen(self, queries: IntArray) -> IntArray:
-        start = self.bounds[self._document(queries)]
+        start = self.bounds[documents_of(queries, self.bounds)]
         return start if self.window is None else np.maximum(start, queries - self.window + 1)
-
-    def _document(self, tokens: IntArray) -> IntArray:
-        return np.searchsorted(self.bounds, tokens, side="right") - 1
 
     def _with_others(self, rank: int, *, by_queries: bool) -> IntArray:
         own, parts = self.held[rank], [self.held[rank]]
