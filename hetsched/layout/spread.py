@@ -96,6 +96,11 @@ class Spread:
         """Pairs of a query and a key that it sees, in all documents."""
         return int(sum(self._pairs(length) for length in np.diff(self.bounds).tolist()))
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest document."""
+        return int(np.diff(self.bounds).max(initial=0))
+
     @cached_property
     def met_keys(self) -> tuple[IntArray, ...]:
         """For each rank its own tokens and those whose keys its queries see, ascending."""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from hetsched.layout.spread import Mask, Spread
 from hetsched.layout.tokens import Group, IntArray, spread_zigzag
-from hetsched.layout.ways import PAIRS_HIDING_A_ROW, Heads, choose_way, choose_way_back
+from hetsched.layout.ways import LONGEST_IN_CACHE, PAIRS_HIDING_A_ROW, Heads, choose_way, choose_way_back
 
 
 def map_of(owner: list[int]) -> IntArray:
@@ -89,6 +89,9 @@ def test_queries_are_pulled_where_dq_hides_them_or_partial_gradients_are_more() 
     shortest = 2 * 3 * PAIRS_HIDING_A_ROW // 4
     assert choose_way_back(dense(shortest + 100, 2), Heads(8, 2)) == "pull"
     assert choose_way_back(dense(shortest - 100, 2), Heads(8, 2)) == "ring"
+    assert choose_way_back(dense(LONGEST_IN_CACHE, 2), Heads(8, 2)) == "pull"
+    assert choose_way_back(dense(LONGEST_IN_CACHE + 1, 2), Heads(8, 2)) == "ring"
+    assert choose_way_back(dense(LONGEST_IN_CACHE + 1, 2), Heads(8, 4)) == "pull"
 
 
 @pytest.mark.parametrize(("window", "owner", "message"), [(0, [0], "window=0"), (None, [3], "ranks 0 to 1")])
