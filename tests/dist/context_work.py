@@ -14,8 +14,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from hetsched.kernels.attention import attend
-from hetsched.kernels.attention.ranges import KeyRanges
 from hetsched.layout.pulls import heads_of_part
+from hetsched.layout.spread import SeenKeys, Spread
 from hetsched.layout.tokens import tokens_of
 from hetsched.parallel import ring
 from hetsched.parallel.context import ContextTask, context_attention
@@ -52,7 +52,7 @@ def attend_for_another_rank(case: ContextCase) -> None:
 def task_of(case: ContextCase, rank: int, *, device: str = "cpu") -> ContextTask:
     """The case's task of one rank."""
     options: dict[str, Any] = {"window": case.window, "forced": case.forced, "device": device}
-    options |= {"num_heads": case.heads[0], "num_kv_heads": case.heads[1]}
+    options |= {"num_heads": case.heads[0], "num_kv_heads": case.heads[1], "forced_back": case.forced_back}
     options["heads_of_part"] = heads_of_part(case.heads[1]) if case.forced == "pull" else 0
     return ContextTask(case.cu_seqlens, case.token_map, rank=rank, cp=case.cp, **options)
 
@@ -113,15 +113,13 @@ def _lse_of_one_step() -> Any:
 
 
 def _mask_off_by_one() -> Any:
-    original = ContextTask._ranges
+    original = Spread.seen_keys
 
-    def off(self: ContextTask, queries: Any, keys: Any) -> KeyRanges:
-        ranges = original(self, queries, keys)
-        if ranges.kind == "causal":
-            return ranges
-        return replace(ranges, hi=np.maximum(ranges.lo, ranges.hi - 1).astype(np.int32))
+    def off(self: Spread, queries: Any, keys: Any) -> SeenKeys:
+        seen = original(self, queries, keys)
+        return seen if seen.is_causal else replace(seen, hi=np.maximum(seen.lo, seen.hi - 1).astype(np.int32))
 
-    return mock.patch.object(ContextTask, "_ranges", off)
+    return mock.patch.object(Spread, "seen_keys", off)
 
 
 def _gradients_that_do_not_come_back() -> Any:
