@@ -128,9 +128,7 @@ class Spread:
         """What ``queries`` see of ``keys``."""
         q_ends, k_ends = (np.searchsorted(rows, self.bounds) for rows in (queries, keys))
         first = np.repeat(k_ends[:-1], np.diff(q_ends))
-        lo = np.zeros(len(queries), np.int64)
-        if self.window is not None:
-            lo = np.searchsorted(keys, self._first_seen(queries)) - first
+        lo = 0 * first if self.window is None else np.searchsorted(keys, self._first_seen(queries)) - first
         hi = np.searchsorted(keys, queries, side="right") - first
         spans = np.stack([q_ends[:-1], np.diff(q_ends), k_ends[:-1], np.diff(k_ends)], axis=1)
         has_both = (spans[:, 1] > 0) & (spans[:, 3] > 0)

@@ -70,19 +70,21 @@ def _produce(
                 # consumers release both tiles at once, through q: every arrival costs them barriers
                 dout_full = dout.announce(loaded, BLOCK_Q * D * 2 + BLOCK_Q * 4)
                 statistic = head * padded_rows + pad_row + first
-                tma.async_copy_global_to_shared(lse_desc, [statistic], q_full, lse_slots.index(loaded % q.depth))
-                tma.async_copy_global_to_shared(delta_desc, [statistic], dout_full, delta_slots.index(loaded % q.depth))
                 at = box(q_row, num_queries, first, head * D)
+                if not PULLED:
+                    load_box(q_desc, at, q_full, q.slot(loaded))
+                tma.async_copy_global_to_shared(lse_desc, [statistic], q_full, lse_slots.index(loaded % q.depth))
+                if not PULLED:
+                    load_box(dout_desc, at, dout_full, dout.slot(loaded))
+                tma.async_copy_global_to_shared(delta_desc, [statistic], dout_full, delta_slots.index(loaded % q.depth))
                 if PULLED:
+                    # one branch for both tiles, and last: otherwise registers spill
                     if gl.load(record + OTHER_ROW) >= stage_rows:
                         load_box(q_desc, at, q_full, q.slot(loaded))
                         load_box(dout_desc, at, dout_full, dout.slot(loaded))
                     else:
                         load_box(staged_q_desc, at, q_full, q.slot(loaded))
                         load_box(staged_dout_desc, at, dout_full, dout.slot(loaded))
-                else:
-                    load_box(q_desc, at, q_full, q.slot(loaded))
-                    load_box(dout_desc, at, dout_full, dout.slot(loaded))
                 loaded += 1
         i += 1
 

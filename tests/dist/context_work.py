@@ -20,17 +20,21 @@ from hetsched.layout.tokens import tokens_of
 from hetsched.parallel import ring
 from hetsched.parallel.context import ContextTask, context_attention
 from hetsched.parallel.context_task import Whole
-from tests.dist.context_cases import ContextCase
+from tests.dist.context_cases import ContextCase, digest_of
 
 
 @dataclass
 class Part:
-    """One rank's rows of output, lse, dq, dk and dv; whether a repeat gave the same bits; rows of keys sent away."""
+    """One rank's rows of output, lse, dq, dk and dv; whether a repeat gave the same bits; rows of keys sent away.
+
+    ``digest`` is that of the inputs as this process made them.
+    """
 
     tokens: Tensor
     results: tuple[Tensor, ...]
     is_repeatable: bool
     sent_rows: int
+    digest: str
 
 
 def attend_on_ranks(cases: Sequence[ContextCase], mutant: str | None = None) -> list[Part]:
@@ -66,8 +70,10 @@ def _attend(case: ContextCase, group: dist.ProcessGroup) -> Part:
         _, lse = ring.forward(q, k, v, task, group=group)
     operations = [operation for call in batches.call_args_list for operation in call.args[0]]
     sent_rows = sum(operation.tensor.shape[1] for operation in operations if operation.op is dist.isend)
-    is_repeatable = all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-    return Part(tokens, (first[0], lse.T, *first[1:]), is_repeatable, sent_rows)
+    again = ring.forward(q, k, v, task, group=group)[1]
+    pairs = zip((*first, lse), (*second, again), strict=True)
+    is_repeatable = all(torch.equal(a, b) for a, b in pairs)
+    return Part(tokens, (first[0], lse.T, *first[1:]), is_repeatable, sent_rows, digest_of(case))
 
 
 def results_of(
