@@ -4,10 +4,11 @@
 
 Variants take turns in shuffled rounds on hot GPUs; a time is that of the slowest rank, and ratios are of one round.
 ``compute only`` is one launch of the same kernel with all keys and values already there; ``steps only`` are the ring's
-launches without its messages. ``pull`` goes backward as the ring does. torch has one document at a time; mixed
-documents are compared with ``compute only``. All results, torch's included, are first checked against one GPU's; a case
-that fails reports no speed. TFLOP/s per GPU count pairs that the
-mask lets through.
+launches without its messages. ``ring, any order`` lets the backward add up in any order. torch has one document at a
+time; mixed documents are compared with one GPU that has all of them: ``one GPU`` with the same kernels, ``one GPU,
+varlen_attn`` with torch's. All results, torch's included, are first checked against one GPU's; a case that fails
+reports no speed. TFLOP/s per GPU count pairs that the mask lets through; host microseconds are those that enqueuing a
+launch takes.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import json
 import random
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +32,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.varlen import varlen_attn
 
 from benchmarks.attention import MAX_ERROR, Case, environment, heat
 from hetsched.kernels.attention import attend
@@ -37,13 +40,14 @@ from hetsched.kernels.attention.ranges import KeyRanges, Span, packed_ranges
 from hetsched.kernels.attention.task import AttentionTask
 from hetsched.layout.dispatch import plan_tokens
 from hetsched.layout.tokens import Group, spread_zigzag, tokens_of
+from hetsched.layout.ways import Way
 from hetsched.parallel import ring
 from hetsched.parallel.context import ContextTask, context_attention
-from hetsched.parallel.context_task import Way
 from hetsched.parallel.pull import where_possible
 
 Launch = Callable[[], Any]
 HEAD_DIM = 128
+ONE_GPU = "one GPU"
 
 
 def cases(tokens: list[int]) -> list[Case]:
@@ -95,7 +99,7 @@ class Problem:
         task = ContextTask(self.cu_seqlens, self.token_map, rank=self.rank, cp=self.cp, **self.heads)
         assert dist.group.WORLD is not None
         task = where_possible(task, group=dist.group.WORLD, like=self.dout, head_dim=HEAD_DIM)
-        return replace(task, forced=forced)
+        return replace(task, forced=forced, forced_back="pull" if forced == "pull" else None)
 
     def all_keys(self) -> AttentionTask:
         """Own queries over all keys, which are all here."""
@@ -110,7 +114,9 @@ class Problem:
         return AttentionTask(KeyRanges(tuple(spans), hi * 0, hi, "ranges", *size), **self.heads)
 
 
-def in_group(problem: Problem, way: Way, group: dist.ProcessGroup) -> tuple[Launch, Launch]:
+def in_group(
+    problem: Problem, way: Way, group: dist.ProcessGroup, *, is_deterministic: bool = True
+) -> tuple[Launch, Launch]:
     """Forward and backward as a model calls them."""
     task, (q, k, v) = problem.task(way), problem.leaves
 
@@ -118,7 +124,7 @@ def in_group(problem: Problem, way: Way, group: dist.ProcessGroup) -> tuple[Laun
         with torch.no_grad():
             return context_attention(q, k, v, task, group=group)
 
-    out = context_attention(q, k, v, task, group=group)
+    out = context_attention(q, k, v, task, group=group, is_deterministic=is_deterministic)
     return forward, lambda: torch.autograd.grad(out, (q, k, v), problem.dout, retain_graph=True)
 
 
@@ -133,6 +139,30 @@ def compute_only(problem: Problem) -> tuple[Launch, Launch]:
         return attend.backward_step(problem.dout, q, k, v, statistics, task)
 
     return lambda: attend.forward_step(q, k, v, task), backward
+
+
+def one_gpu(problem: Problem) -> dict[str, tuple[Launch, Launch]]:
+    """All documents on every GPU, with these kernels and with torch's."""
+    q, k, v = (x.detach().requires_grad_() for x in problem.whole[:3])
+    task = AttentionTask(packed_ranges(problem.case.lengths), **problem.heads)
+    bounds = torch.tensor(problem.cu_seqlens, dtype=torch.int32, device="cuda")
+    longest = max(problem.case.lengths)
+
+    def torchs_own() -> Tensor:
+        result = varlen_attn(q, k, v, bounds, bounds, longest, longest, window_size=(-1, 0))
+        assert isinstance(result, Tensor)
+        return result
+
+    def variant(call: Callable[[], Tensor]) -> tuple[Launch, Launch]:
+        def forward() -> Tensor:
+            with torch.no_grad():
+                return call()
+
+        out = call()
+        return forward, lambda: torch.autograd.grad(out, (q, k, v), problem.whole[3], retain_graph=True)
+
+    own = variant(lambda: attend.attend(q, k, v, task)[0])
+    return {ONE_GPU: own, f"{ONE_GPU}, varlen_attn": variant(torchs_own)}
 
 
 def steps_only(problem: Problem) -> Launch:
@@ -194,7 +224,7 @@ def errors(problem: Problem, variants: dict[str, tuple[Launch, Launch]]) -> dict
     index = torch.from_numpy(problem.tokens).cuda()
     result: dict[str, float] = {}
     for name, (forward, backward) in variants.items():
-        if name != "compute only":
+        if name != "compute only" and not name.startswith(ONE_GPU):
             pairs = zip((forward(), *backward()), (out.detach(), *gradients), strict=True)
             result[name] = slowest([max(relative(mine, whole[index]) for mine, whole in pairs)])[0]
     return result
@@ -211,9 +241,9 @@ def slowest(values: list[float]) -> list[float]:
     return tensor.tolist()
 
 
-def time_in_rounds(launches: dict[str, Launch], *, rounds: int, turn_ms: float) -> dict[str, list[float]]:
-    """Milliseconds a launch, one value a round: that of the slowest rank. The first round is dropped."""
-    times: dict[str, list[float]] = {name: [] for name in launches}
+def time_in_rounds(launches: dict[str, Launch], *, rounds: int, turn_ms: float) -> dict[str, list[tuple[float, float]]]:
+    """Milliseconds a launch, and of the host to enqueue it, a round: the slowest rank's. The first round is dropped."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in launches}
     order, repeats = list(launches), dict.fromkeys(launches, 2)
     for number in range(rounds + 1):
         random.Random(number).shuffle(order)
@@ -224,23 +254,30 @@ def time_in_rounds(launches: dict[str, Launch], *, rounds: int, turn_ms: float) 
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
             torch.cuda._sleep(2_000_000)  # type: ignore[no-untyped-call]
             start.record()
+            begin = time.perf_counter()
             for _ in range(repeats[name]):
                 launches[name]()
+            host_ms = (time.perf_counter() - begin) * 1e3
             end.record()
             torch.cuda.synchronize()
-            (duration,) = slowest([start.elapsed_time(end) / repeats[name]])
+            duration, host_ms = slowest([x / repeats[name] for x in (start.elapsed_time(end), host_ms)])
             repeats[name] = max(2, min(20, int(turn_ms / duration)))
             if number:
-                times[name].append(duration)
+                times[name].append((duration, host_ms))
     return times
 
 
-def rates(times: dict[str, list[float]], flops: float) -> dict[str, Any]:
+def rates(times: dict[str, list[tuple[float, float]]], flops: float, cp: int) -> dict[str, Any]:
     """TFLOP/s per GPU, and the ratio to ``compute only`` of the same round, with 20th and 80th percentiles."""
-    result = {}
+    result, reference = {}, np.array(times["compute only"])[:, 0]
     for name, values in times.items():
-        ratio = np.percentile(np.divide(times["compute only"], values), [50, 20, 80]).round(3).tolist()
-        result[name] = {"tflops": round(flops / float(np.median(values)) / 1e9, 1), "of_compute_only": ratio}
+        # one GPU does the work of all
+        durations, host_ms = np.array(values).T / ([[cp], [1]] if name.startswith(ONE_GPU) else 1)
+        result[name] = {
+            "tflops": round(flops / float(np.median(durations)) / 1e9, 1),
+            "of_compute_only": np.percentile(reference / durations, [50, 20, 80]).round(3).tolist(),
+            "host_us": round(float(np.median(host_ms)) * 1e3),
+        }
     return result
 
 
@@ -249,11 +286,15 @@ def measure(case: Case, rank: int, cp: int, options: argparse.Namespace) -> dict
     problem, group = Problem(case, rank, cp), dist.group.WORLD
     assert group is not None
     variants = {"compute only": compute_only(problem), "ring": in_group(problem, "ring", group)}
+    variants["ring, any order"] = in_group(problem, "ring", group, is_deterministic=False)
     if problem.task(None).heads_of_part:
         variants["pull"] = in_group(problem, "pull", group)
     if case.num_kv_heads % cp == 0:
         variants["ulysses"] = in_group(problem, "ulysses", group)
-    result: dict[str, Any] = {"case": case.name, "lengths": case.lengths, "chosen": problem.task(None).way}
+    if len(case.lengths) > 1:
+        variants |= one_gpu(problem)
+    chosen = [problem.task(None).way, problem.task(None).way_back]
+    result: dict[str, Any] = {"case": case.name, "lengths": case.lengths, "chosen": chosen}
     with contextlib.ExitStack() as stack:
         peers = stack.enter_context(torchs(problem)) if problem.has_peer else {}
         variants |= peers
@@ -262,21 +303,24 @@ def measure(case: Case, rank: int, cp: int, options: argparse.Namespace) -> dict
         limits = {name: 4 * MAX_ERROR if name in peers else MAX_ERROR for name in variants}
         if not all(error < limits[name] for name, error in result["errors"].items()):
             return result | {"failed": True}
-        forwards = {name: forward for name, (forward, _) in variants.items()} | {"steps only": steps_only(problem)}
-        backwards = {name: backward for name, (_, backward) in variants.items() if name != "pull"}
+        forwards = {name: forward for name, (forward, _) in variants.items() if name != "ring, any order"}
+        forwards["steps only"] = steps_only(problem)
+        backwards = {name: backward for name, (_, backward) in variants.items()}
         heat(2.0)
         for direction, launches, factor in (("forward", forwards, 1.0), ("backward", backwards, 2.5)):
             times = time_in_rounds(launches, rounds=options.rounds, turn_ms=options.turn_ms)
-            result[direction] = rates(times, factor * case.forward_flops / cp)
+            result[direction] = rates(times, factor * case.forward_flops / cp, cp)
     return result
 
 
 def table(result: dict[str, Any]) -> Iterator[str]:
-    yield f"{result['case']}: errors {result['errors']}" + (" FAILED" if "failed" in result else "")
+    chosen = " and ".join(result["chosen"])
+    yield f"{result['case']}, chosen {chosen}: errors {result['errors']}" + (" FAILED" if "failed" in result else "")
     for direction in ("forward", "backward"):
         for name, rate in result.get(direction, {}).items():
             middle, low, high = rate["of_compute_only"]
-            yield f"  {direction:9}{name:18}{rate['tflops']:7.1f}  {middle:.3f} [{low:.3f}..{high:.3f}] of compute only"
+            ratio = f"{middle:.3f} [{low:.3f}..{high:.3f}] of compute only"
+            yield f"  {direction:9}{name:22}{rate['tflops']:7.1f}  {ratio}, host {rate['host_us']} us"
 
 
 def work(rank: int, cp: int, port: int, options: argparse.Namespace) -> None:
@@ -284,7 +328,7 @@ def work(rank: int, cp: int, port: int, options: argparse.Namespace) -> None:
     device, address = torch.device("cuda", rank), f"tcp://127.0.0.1:{port}"
     dist.init_process_group("nccl", init_method=address, rank=rank, world_size=cp, device_id=device)
     results = []
-    for case in cases(options.tokens):
+    for case in (case for case in cases(options.tokens) if options.only in case.name):
         results.append(measure(case, rank, cp, options))
         torch.cuda.empty_cache()
         if rank == 0:
@@ -304,6 +348,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write all figures here")
     parser.add_argument("--tokens", type=int, nargs="+", default=[32768, 131072], help="tokens of all ranks together")
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--only", default="", help="only cases whose name has this in it")
     parser.add_argument("--turn-ms", type=float, default=40.0, help="how long a variant's turn lasts, at least")
     options = parser.parse_args()
     cp = torch.cuda.device_count()

@@ -29,8 +29,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.attention import Case, environment, heat
 from benchmarks.context_parallel import Problem
+from hetsched.layout.ways import Way
 from hetsched.parallel.context import context_attention
-from hetsched.parallel.context_task import Way
 from hetsched.runtime.clock import EventClock
 from hetsched.runtime.context_meter import ContextMeter
 from hetsched.runtime.recorder import Recorder

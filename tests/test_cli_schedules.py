@@ -18,6 +18,7 @@ from hetsched.schedule.registry import PIPELINES
 from hetsched.schedule.serialize import program_from_json, program_to_json
 from hetsched.schedule.table import ActionTable
 from hetsched.sim.costs import Costs, Link
+from hetsched.sim.overlap import Overlap
 from hetsched.sim.simulate import simulate
 from hetsched.sim.timeline import Timeline, make_timeline
 from hetsched.stepprogram import step_program
@@ -156,6 +157,22 @@ def test_a_plan_is_predicted_by_costs_taken_from_a_trace(here: Path, capsys: Out
     assert main(["show", "plan.toml", "--cost-file", "costs.json", "--measured", "trace.json"]) == 0
     words = capsys.readouterr().out
     assert "scaled" not in words and "no action diverges" in words
+
+
+def test_train_prints_what_the_last_step_hid(here: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+    overlaps = [
+        Overlap("vision->llm, forward", 8, 2_500_000, 40_000_000, 10_000_000),
+        Overlap("llm, context", 2, 0, 0, 0),
+    ]
+    (here / "plan.toml").write_text(GOOD)
+    (here / "overlap.json").write_text(json.dumps([overlap.to_json() for overlap in overlaps]))
+    monkeypatch.setattr("hetsched.train.run.train_plan", lambda *_, **options: here / "metrics.jsonl")
+    assert main(["train", "plan.toml", "--overlap"]) == 0
+    _, head, first, second, note = capsys.readouterr().out.splitlines()
+    assert head.split() == ["messages", "MB", "under", "way", "exposed", "hidden"]
+    assert " ".join(first.split()) == "vision->llm, forward 8 2.500 40 ms 10 ms 75.0%"
+    assert " ".join(second.split()) == "llm, context 2 0.000 0 ms 0 ms 100.0%"
+    assert note.startswith("under way: on CPUs")
 
 
 def test_simulate_without_json_says_the_same_in_words(capsys: Output) -> None:

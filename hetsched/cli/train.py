@@ -51,4 +51,6 @@ def run(args: argparse.Namespace) -> int:
     if args.overlap:
         found = json.loads(metrics.with_name(OVERLAP).read_text())
         print(draw_overlap([Overlap.from_json(each) for each in found]))
+        if plan.transport == "gloo":
+            print("under way: on CPUs, what nobody had to wait for counts until it was asked for")
     return 0

@@ -1,4 +1,4 @@
-"""Which rows of keys each rank pulls from which, where they land, and when a key tile is complete."""
+"""Which rows of keys or of queries each rank pulls from which, where they land, and when a tile of them is complete."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hetsched.layout.tokens import IntArray
+from hetsched.layout.tokens import IntArray, documents_of
 
 TILE = 128
 """Rows of a key tile; every document starts at a multiple of it."""
@@ -24,13 +24,15 @@ def heads_of_part(num_kv_heads: int) -> int:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PullPlan:
-    """One rank's stage: per document its own rows and those that it pulls, in the order of the sequence.
+    """One rank's stage: of each document that is cut its own rows and those that it pulls, in their order.
+
+    Documents that one rank has alone are not staged.
 
     Args:
-        tokens: of the rows that are there when all copies have landed, ascending.
-        places: the row of the stage of each, ascending.
-        own_places: int32, those of this rank's own rows.
-        num_rows: of the stage; alike on all ranks.
+        tokens: this rank's own and those that it pulls, ascending.
+        places: of each its row of the stage, or, where it is not staged, its row among this rank's own behind them.
+        own: int32 ``[2, num_staged]``: of this rank's own rows that are staged, the row and its place.
+        num_rows: of the stage; alike on all ranks, a multiple of TILE and not 0.
         runs: int64 ``[num_runs, 4]``, source rank, its row, row here, number of rows, of the stages seen as
             ``[parts * num_rows, ...]``: in the order in which the kernel needs them.
         needs: int32 ``[num_rows / TILE, 2]``: how many runs must have landed before a tile of the first part is read,
@@ -39,7 +41,7 @@ class PullPlan:
 
     tokens: IntArray
     places: IntArray
-    own_places: NDArray[np.int32]
+    own: NDArray[np.int32]
     num_rows: int
     runs: IntArray
     needs: NDArray[np.int32]
@@ -55,21 +57,22 @@ class _Rows:
     num_rows: int
 
 
-def plan_pulls(staged: Sequence[IntArray], bounds: IntArray, owner: IntArray, *, rank: int, num_parts: int) -> PullPlan:
+def plan_pulls(met: Sequence[IntArray], bounds: IntArray, owner: IntArray, *, rank: int, num_parts: int) -> PullPlan:
     """The plan of one rank.
 
     Documents are pulled as the work tables visit them, longest first, each part by part; and of a part the last rows
     first, because the last queries are the longest work and see the keys nearest to them first.
 
     Args:
-        staged: for every rank the tokens of its stage, its own among them, ascending.
+        met: for every rank its own tokens and those that it pulls, ascending.
         bounds: boundaries of the documents.
         owner: the rank that keeps each token.
         rank: whose plan.
         num_parts: of every stage; a row is pulled once for each.
     """
-    stages = [_rows(tokens, bounds) for tokens in staged]
-    mine, num_rows = stages[rank], max(stage.num_rows for stage in stages)
+    is_cut = _cut(bounds, owner)
+    stages = [_rows(tokens[is_cut[tokens]], bounds) for tokens in met]
+    mine, num_rows = stages[rank], max(TILE, *(stage.num_rows for stage in stages))
     chunks = _chunks(stages, owner, rank)
     runs, needs = np.zeros((num_parts * len(chunks), 4), np.int64), np.zeros((num_rows // TILE, 2), np.int32)
     before = 0
@@ -83,16 +86,31 @@ def plan_pulls(staged: Sequence[IntArray], bounds: IntArray, owner: IntArray, *,
             # later chunks lie before earlier ones: a tile of two waits for the later
             needs[place // TILE : (place + length - 1) // TILE + 1] = before + i + 1, len(pieces)
         before += num_parts * len(pieces)
-    own_places = mine.places[owner[mine.tokens] == rank].astype(np.int32)
-    return PullPlan(mine.tokens, mine.places, own_places, num_rows, runs, needs)
+    tokens, places = met[rank], np.zeros(len(met[rank]), np.int64)
+    is_own, is_staged = owner[tokens] == rank, is_cut[tokens]
+    places[is_own] = num_rows + np.arange(int(is_own.sum()))
+    own_rows = places[is_own & is_staged] - num_rows
+    places[is_staged] = mine.places
+    own = np.stack([own_rows, places[is_own & is_staged]]).astype(np.int32)
+    return PullPlan(tokens, places, own, num_rows, runs, needs)
+
+
+def _cut(bounds: IntArray, owner: IntArray) -> NDArray[np.bool_]:
+    """Of each token, whether its document is on several ranks."""
+    if len(owner) == 0:
+        return np.zeros(0, np.bool_)
+    is_other = np.append(0, np.cumsum(np.diff(owner) != 0))
+    lengths = np.diff(bounds)
+    present = bounds[:-1][lengths > 0], bounds[1:][lengths > 0] - 1
+    return np.repeat(is_other[present[0]] != is_other[present[1]], lengths[lengths > 0])
 
 
 def _rows(tokens: IntArray, bounds: IntArray) -> _Rows:
-    document = np.searchsorted(bounds, tokens, side="right") - 1
-    _, first, number, counts = np.unique(document, return_index=True, return_inverse=True, return_counts=True)
+    first = np.searchsorted(tokens, bounds)
+    counts, document = np.diff(first), documents_of(tokens, bounds)
     padded = -(-counts // TILE) * TILE
     starts = np.cumsum(padded) - padded
-    places = starts[number] + np.arange(len(tokens)) - first[number]
+    places = np.repeat(starts - first[:-1], counts) + np.arange(len(tokens))
     return _Rows(tokens, document, places, int(padded.sum()))
 
 
@@ -116,6 +134,6 @@ def _chunks(stages: Sequence[_Rows], owner: IntArray, rank: int) -> IntArray:
 
 def _by_length(document: IntArray) -> list[int]:
     """Documents with the most rows first, as in the work tables."""
-    present, counts = np.unique(document, return_counts=True)
-    order: list[int] = present[np.argsort(-counts, kind="stable")].tolist()
+    counts = np.bincount(document)
+    order: list[int] = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)].tolist()
     return order

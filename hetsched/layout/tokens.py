@@ -122,6 +122,17 @@ def positions_of(starts: IntArray, counts: IntArray) -> IntArray:
     return np.arange(int(counts.sum()), dtype=np.int64) + np.repeat(starts - before, counts)
 
 
+def documents_of(tokens: IntArray, bounds: IntArray) -> IntArray:
+    """The document of each of some ascending tokens, by number.
+
+    Args:
+        tokens: int64 ``[num_tokens]``.
+        bounds: boundaries of the documents.
+    """
+    counts = np.diff(np.searchsorted(tokens, bounds))
+    return np.repeat(np.arange(len(counts)), counts)
+
+
 def tokens_of(runs: IntArray, rank: int) -> IntArray:
     """The tokens that a rank keeps, in the order of its local rows: int64 ``[num_local]``.
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from hetsched import ops
 from hetsched.models.attention import Attend, Rotary, SelfAttention, SequencePadding, packed_attention
-from hetsched.parallel.context import ContextTask, context_attention
+from hetsched.parallel.context import context_attention
+from hetsched.parallel.context_task import shared_task
 from hetsched.parallel.meter import UNMEASURED, Meter
 from hetsched.parallel.pull import where_possible
 from hetsched.plan.model import LLMConfig, stage_layers
@@ -134,7 +135,7 @@ class LLMStage(nn.Module):
             return partial(packed_attention, padding=padding, causal=True)
         assert self._context_group is not None, "a shard comes with context parallelism"
         num_heads, num_kv_heads = self._num_heads
-        task = ContextTask(
+        task = shared_task(
             meta.shard.cu_seqlens,
             meta.shard.token_map,
             rank=meta.shard.rank,

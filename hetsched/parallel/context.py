@@ -72,7 +72,7 @@ class _Call(NamedTuple):
 
 
 class _KeysToQueries(torch.autograd.Function):
-    """Pulled or in a ring; gradients of keys go back in a ring."""
+    """Pulled or in a ring, forward and backward."""
 
     @staticmethod
     def forward(ctx: Any, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, call: _Call) -> Tensor:
@@ -86,5 +86,7 @@ class _KeysToQueries(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dout_THD: Tensor) -> tuple[Tensor | None, ...]:
         task, group, scale, is_deterministic = ctx.call
+        if task.way_back == "pull":
+            return *pull.backward(dout_THD, ctx.saved_tensors, task, group=group, scale=scale), None
         options = {"group": group, "scale": scale, "is_deterministic": is_deterministic}
         return *ring.backward(dout_THD, ctx.saved_tensors, task, **options), None

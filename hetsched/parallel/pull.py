@@ -4,11 +4,17 @@ Every rank packs its keys and values into memory that the others can read, and t
 the rows that its queries need, nearest need first, and a counter says how many copies have landed; the kernel starts at
 once and waits for that counter tile by tile. Output and lse stay in registers over all keys: nothing is merged.
 
-The kernel holds every multiprocessor while it waits, and waits only for copies of its own GPU that are enqueued before
-it and need no multiprocessor. What might need one elsewhere, other ranks' packing, is over before it starts.
+Backward, keys are pulled once more for the kernel that makes dq, and behind them, while it runs, the queries of other
+ranks that see this rank's keys, with the gradient of their output, lse and delta. The kernel that makes dk and dv then
+has all of its rows here. No partial sum travels, and every sum is made in one fixed order.
+
+Only documents that are cut are packed. The kernel holds every multiprocessor while it waits, and waits only for copies
+of its own GPU that are enqueued before it and need no multiprocessor. What might need one elsewhere, other ranks'
+packing, is over before it starts.
 
 The packed and pulled rows of one layer stay allocated, 1.25 times as many as the largest call so far needed, which is
-at most the whole sequence's keys and values. Where that is too much, force the ring: it holds one source's at a time.
+at most the whole sequence's keys and values and, backward, queries and gradients. Where that is too much, force the
+ring: it holds one source's at a time.
 """
 
 from __future__ import annotations
@@ -24,23 +30,21 @@ import torch.distributed as dist
 from torch import Tensor
 
 from hetsched.kernels.attention import staging
+from hetsched.kernels.attention.attend import row_delta
 from hetsched.kernels.attention.backends import choose
 from hetsched.kernels.put import library
-from hetsched.kernels.put.pull import pull_runs
 from hetsched.layout import pulls
 from hetsched.parallel.context_task import ContextTask
-from hetsched.parallel.meter import Meter
+from hetsched.parallel.station import Pull, Station
 
 log = logging.getLogger("hetsched")
-_HALF = 1 << 31
-_MOST_SHAPES = 64
-"""Microbatches have shapes of their own, and layers share them."""
+_MOST_TASKS = 32
 
 
 def where_possible(task: ContextTask, *, group: dist.ProcessGroup, like: Tensor, head_dim: int) -> ContextTask:
     """The task, with keys pulled where the group's ranks can and unless it forces another way.
 
-    All ranks that have rows call it, with tensors alike.
+    All ranks that have rows call it, with tensors alike. The same task gives the same one again.
 
     Args:
         task: of the microbatch.
@@ -53,7 +57,7 @@ def where_possible(task: ContextTask, *, group: dist.ProcessGroup, like: Tensor,
         return task
     reason = _why_not(group, like.new_empty(0, 1, head_dim))
     _tell(reason)
-    return task if reason else replace(task, heads_of_part=pulls.heads_of_part(task.num_kv_heads))
+    return task if reason else _pulling(task)
 
 
 def forward(
@@ -69,122 +73,73 @@ def forward(
 
     Raises:
         ValueError: inputs that the kernels for Hopper do not take.
-        RuntimeError: in an earlier call some copies did not land within seconds; its output was wrong.
+        RuntimeError: in an earlier call some copies did not land within seconds; its results were wrong.
     """
     from hetsched.kernels.attention import hopper_pull
 
     if choose(q_THD) != "hopper":
         raise ValueError(f"keys of dtype {k_TKD.dtype} on {k_TKD.device} cannot be pulled; use forced='ring'")
-    pulled, heads = task.pulled, task.heads_of_part
-    plan = pulled.plan
-    station = _station(group)
-    shape = (task.num_kv_heads // heads * plan.num_rows, 2 * heads * k_TKD.shape[2])
-    stages = station.open(shape, k_TKD.dtype, task.meter)
-    stage = stages[task.rank].view(-1, plan.num_rows, 2, heads, k_TKD.shape[2])
-    staging.fill(stage, k_TKD, v_TKD, pulled.own_places)
-    landed = station.pull(stages, torch.from_numpy(plan.runs), task.meter)
-    staged = hopper_pull.Staged(stage, pulled.needs, station.counter, landed, station.lost)
-    result = hopper_pull.forward(q_THD, staged, pulled.attention, scale=scale)
+    station, pulled = _station(group), task.pulled
+    (stages,) = station.open((_key_shape(task, k_TKD.shape[2]),), k_TKD.dtype, task.meter)
+    stage = _fill_keys(stages[task.rank], k_TKD, v_TKD, task)
+    landed = station.pull((Pull(stages, pulled.runs),), task.meter)
+    staged = staging.Staged(stage, pulled.needs, station.counter, landed, station.lost)
+    result = hopper_pull.forward(q_THD, (k_TKD, v_TKD), staged, pulled.attention, scale=scale)
     station.close()
     return result
 
 
-class Station:
-    """What one rank keeps for a group: memory that the others read, and counters of who is ready and who is done.
+def backward(
+    dout_THD: Tensor,
+    saved: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
+    task: ContextTask,
+    *,
+    group: dist.ProcessGroup,
+    scale: float | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As :func:`hetsched.parallel.ring.backward`, always in one fixed order; all ranks of the group call it.
 
-    Calls are numbered alike on all ranks. In each, ``open`` holds the stream until the others have read what the
-    last call packed, ``pull`` until the others have packed, and ``close`` until the copies have landed.
+    Raises:
+        RuntimeError: as for :func:`forward`.
     """
+    from hetsched.kernels.attention import hopper_pull
 
-    def __init__(self, group: dist.ProcessGroup, device: torch.device) -> None:
-        self._group, self._rank, self._size, self._device = group, group.rank(), group.size(), device
-        self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._number, self._landed, self._num_bytes = 0, 0, 0
-        self._memory: tuple[Tensor, Any] | None = None
-        self._stages: dict[tuple[tuple[int, int], torch.dtype], list[Tensor]] = {}
-        self.counter = torch.zeros(1, dtype=torch.int32, device=device)
-        # in the host's memory, so that looking at it does not wait for the GPU
-        self.lost = torch.zeros(1, dtype=torch.int32, pin_memory=True)
-        # two for each rank: its call up to which it is ready, and up to which it is done with this rank's memory
-        memory, self._signals_shared = self._shared(8 * self._size)
-        self._signals = memory.zero_().view(torch.int32).view(self._size, 2, 1)
-        buffer = self._signals_shared.get_buffer
-        self._signals_at = {rank: buffer(rank, (self._size, 2, 1), torch.int32) for rank in self._others()}
-        self._meet()
-
-    def open(self, shape: tuple[int, int], dtype: torch.dtype, meter: Meter) -> list[Tensor]:
-        """The stages of all ranks, alike on all of them; this rank's may now be written."""
-        if int(self.lost[0]):
-            raise RuntimeError("pulled keys did not arrive within seconds in an earlier call: its output was wrong")
-        with meter.passage(0).waiting():
-            for rank in self._others():
-                library.stream_wait_value(self._signals[rank, 1], self._number)
-        self._number = _wrapped(self._number + 1)
-        num_bytes = shape[0] * shape[1] * dtype.itemsize
-        if num_bytes > self._num_bytes:
-            self._grow(num_bytes)
-        key = (shape, dtype)
-        if key not in self._stages:
-            if len(self._stages) == _MOST_SHAPES:
-                self._stages.clear()
-            assert self._memory is not None
-            self._stages[key] = [self._memory[1].get_buffer(rank, shape, dtype) for rank in range(self._size)]
-        return self._stages[key]
-
-    def pull(self, stages: list[Tensor], runs: Tensor, meter: Meter) -> int:
-        """Starts the copies; returns what the counter is before the first of them.
-
-        The meter is told of the rows that come here. How long the kernel waits for its tiles only the kernel knows.
-        """
-        stream = torch.cuda.current_stream(self._device)
-        for rank in self._others():
-            library.stream_write_value(self._signals_at[rank][self._rank, 0], self._number)
-        passage = meter.passage(int(runs[:, -1].sum()) * stages[0][:1].nbytes)
-        with passage.waiting():
-            for rank in self._others():
-                library.stream_wait_value(self._signals[rank, 0], self._number)
-        self._copies.wait_stream(stream)
-        landed, self._landed = self._landed, _wrapped(self._landed + runs.shape[0])
-        with torch.cuda.stream(self._copies):
-            pull_runs(stages, stages[self._rank], runs, counter=self.counter, first=_wrapped(landed + 1))
-            passage.arrived()
-            for rank in self._others():
-                library.stream_write_value(self._signals_at[rank][self._rank, 1], self._number)
-        return landed
-
-    def close(self) -> None:
-        """Before this rank's stage is written again, its copies have landed."""
-        torch.cuda.current_stream(self._device).wait_stream(self._copies)
-
-    def _others(self) -> list[int]:
-        return [(self._rank + i) % self._size for i in range(1, self._size)]
-
-    def _grow(self, num_bytes: int) -> None:
-        # all ranks come here in the same call: the stages of the last one are no longer read once all have met
-        self._meet()
-        self._stages.clear()
-        self._memory, self._num_bytes = None, num_bytes + num_bytes // 4
-        self._memory = self._shared(self._num_bytes)
-        self._memory[0].zero_()
-        self._meet()
-
-    def _shared(self, num_bytes: int) -> tuple[Tensor, Any]:
-        from torch.distributed import _symmetric_memory as symmetric
-
-        memory = symmetric.empty(num_bytes, dtype=torch.uint8, device=self._device)
-        return memory, symmetric.rendezvous(memory, self._group)
-
-    def _meet(self) -> None:
-        # this stream only: on others there may be messages that wait for what is enqueued later
-        stream = torch.cuda.current_stream(self._device)
-        stream.synchronize()
-        dist.barrier(self._group)
-        stream.synchronize()
+    q, k, v, out, lse = saved
+    dout_THD = dout_THD.contiguous()
+    statistics = (lse, row_delta(out, dout_THD))
+    station, keys, queries = _station(group), task.pulled, task.pulled_back
+    num_heads, head_dim = q.shape[1:]
+    query_shape = (queries.plan.num_rows, staging.query_columns(num_heads, head_dim))
+    key_stages, query_stages = station.open((_key_shape(task, head_dim), query_shape), q.dtype, task.meter)
+    stage, query_stage = _fill_keys(key_stages[task.rank], k, v, task), query_stages[task.rank]
+    staging.fill_queries(query_stage, q, dout_THD, queries.own, statistics=statistics)
+    landed = station.pull((Pull(key_stages, keys.runs), Pull(query_stages, queries.runs)), task.meter)
+    staged = staging.Staged(stage, keys.needs, station.counter, landed, station.lost)
+    dq = hopper_pull.query_gradient(dout_THD, q, (k, v), staged, statistics, keys.attention, scale=scale)
+    station.join()
+    more = staging.StagedQueries.of(query_stage, num_heads=num_heads, head_dim=head_dim)
+    dk, dv = hopper_pull.key_gradients(dout_THD, q, (k, v), more, statistics, queries.attention, scale=scale)
+    station.close()
+    return dq, dk, dv
 
 
-def _wrapped(count: int) -> int:
-    """As a signed 32-bit number."""
-    return (count + _HALF) % (2 * _HALF) - _HALF
+def _key_shape(task: ContextTask, head_dim: int) -> tuple[int, int]:
+    """Rows and columns of a stage of keys, as copies see it."""
+    heads = task.heads_of_part
+    return task.num_kv_heads // heads * task.pulled.plan.num_rows, 2 * heads * head_dim
+
+
+def _fill_keys(stage_RC: Tensor, k_TKD: Tensor, v_TKD: Tensor, task: ContextTask) -> Tensor:
+    """The stage as kernels see it, with this rank's own keys and values."""
+    pulled = task.pulled
+    stage = stage_RC.view(-1, pulled.plan.num_rows, 2, task.heads_of_part, k_TKD.shape[2])
+    staging.fill(stage, k_TKD, v_TKD, pulled.own)
+    return stage
+
+
+@functools.lru_cache(_MOST_TASKS)
+def _pulling(task: ContextTask) -> ContextTask:
+    return replace(task, heads_of_part=pulls.heads_of_part(task.num_kv_heads))
 
 
 @functools.cache

@@ -46,8 +46,8 @@ HALF = gl.constexpr(64)
 
 @gluon.jit
 def _produce(
-    schedule, q_desc, dout_desc, k_desc, v_desc, lse_desc, delta_desc, q, dout, k, v, lse_slots, delta_slots,
-    padded_rows, GROUP: gl.constexpr, D: gl.constexpr,
+    schedule, q_desc, dout_desc, k_desc, v_desc, staged_q_desc, staged_dout_desc, lse_desc, delta_desc, q, dout, k, v,
+    lse_slots, delta_slots, padded_rows, stage_rows, GROUP: gl.constexpr, D: gl.constexpr, PULLED: gl.constexpr,
 ):  # fmt: skip
     loaded = 0
     i = 0
@@ -57,6 +57,8 @@ def _produce(
         q_row, num_queries = gl.load(record + OTHER_ROW), gl.load(record + NUM_OTHER)
         start, count = gl.load(record + START), gl.load(record + COUNT)
         pad_row = gl.load(record + PAD_ROW)
+        if PULLED:
+            q_row -= gl.where(q_row >= stage_rows, stage_rows, 0)
         at = box(first_row, own_rows, 0, kv_head * D)
         load_box(k_desc, at, k.await_empty(i, BLOCK_K * D * 2), k.slot(i))
         load_box(v_desc, at, v.await_empty(i, BLOCK_K * D * 2), v.slot(i))
@@ -64,15 +66,25 @@ def _produce(
             head = kv_head * GROUP + member
             for step in range(count):
                 first = (start + step) * BLOCK_Q
-                at = box(q_row, num_queries, first, head * D)
-                statistic = head * padded_rows + pad_row + first
-                barrier = q.await_empty(loaded, BLOCK_Q * D * 2 + BLOCK_Q * 4)
-                load_box(q_desc, at, barrier, q.slot(loaded))
-                tma.async_copy_global_to_shared(lse_desc, [statistic], barrier, lse_slots.index(loaded % q.depth))
+                q_full = q.await_empty(loaded, BLOCK_Q * D * 2 + BLOCK_Q * 4)
                 # consumers release both tiles at once, through q: every arrival costs them barriers
-                barrier = dout.announce(loaded, BLOCK_Q * D * 2 + BLOCK_Q * 4)
-                load_box(dout_desc, at, barrier, dout.slot(loaded))
-                tma.async_copy_global_to_shared(delta_desc, [statistic], barrier, delta_slots.index(loaded % q.depth))
+                dout_full = dout.announce(loaded, BLOCK_Q * D * 2 + BLOCK_Q * 4)
+                statistic = head * padded_rows + pad_row + first
+                at = box(q_row, num_queries, first, head * D)
+                if not PULLED:
+                    load_box(q_desc, at, q_full, q.slot(loaded))
+                tma.async_copy_global_to_shared(lse_desc, [statistic], q_full, lse_slots.index(loaded % q.depth))
+                if not PULLED:
+                    load_box(dout_desc, at, dout_full, dout.slot(loaded))
+                tma.async_copy_global_to_shared(delta_desc, [statistic], dout_full, delta_slots.index(loaded % q.depth))
+                if PULLED:
+                    # one branch for both tiles, and last: otherwise registers spill
+                    if gl.load(record + OTHER_ROW) >= stage_rows:
+                        load_box(q_desc, at, q_full, q.slot(loaded))
+                        load_box(dout_desc, at, dout_full, dout.slot(loaded))
+                    else:
+                        load_box(staged_q_desc, at, q_full, q.slot(loaded))
+                        load_box(staged_dout_desc, at, dout_full, dout.slot(loaded))
                 loaded += 1
         i += 1
 
@@ -202,16 +214,18 @@ def _reduce_dq(schedule, dq_desc, dq_slots, dq_full, dq_empty, GROUP: gl.constex
     tma.store_wait(0)
 
 
-@gluon.jit(do_not_specialize=["padded_rows", "num_keys", "width"])
+@gluon.jit(do_not_specialize=["padded_rows", "num_keys", "width", "stage_rows"])
 def dkv_kernel(
     q_desc, dout_desc, k_desc, v_desc, lse_desc, delta_desc, dq_desc, dkv_ptr, seen_ptr, tiles_ptr,
-    workers_ptr, padded_rows, num_keys, width, scale_log2, KV_HEADS: gl.constexpr, GROUP: gl.constexpr,
-    D: gl.constexpr, MASK: gl.constexpr, WITH_DQ: gl.constexpr,
+    workers_ptr, staged_q_desc, staged_dout_desc, padded_rows, num_keys, width, stage_rows, scale_log2,
+    KV_HEADS: gl.constexpr, GROUP: gl.constexpr, D: gl.constexpr, MASK: gl.constexpr, WITH_DQ: gl.constexpr,
+    PULLED: gl.constexpr,
 ):  # fmt: skip
     """dk and dv, ``[2, num_keys, KV_HEADS, D]``, of the dealt items; WITH_DQ adds unscaled dq to float32 memory.
 
     q, dout, k, v and dq are reached by ragged descriptors of ``[rows, heads * D]``; lse and delta hold
-    -lse / scale and -delta, ``[heads, padded_rows]``, with -inf and 0 where there is no query.
+    -lse / scale and -delta, ``[heads, padded_rows]``, with -inf and 0 where there is no query. With PULLED, the first
+    ``stage_rows`` queries are in a stage.
     """
     dtype: gl.constexpr = q_desc.dtype
     DEPTH: gl.constexpr = 2 if WITH_DQ else 4
@@ -241,8 +255,9 @@ def dkv_kernel(
                             dq_slots, dq_full, dq_empty, num_keys, scale_log2, GROUP, D, MASK, True)),
                 (_consume, (1, schedule, dkv_ptr, seen_ptr, q, dout, k, v, lse_slots, delta_slots, ds_slots, ds_full,
                             dq_slots, dq_full, dq_empty, num_keys, scale_log2, GROUP, D, MASK, True)),
-                (_produce, (schedule, q_desc, dout_desc, k_desc, v_desc, lse_desc, delta_desc, q, dout, k, v,
-                            lse_slots, delta_slots, padded_rows, GROUP, D)),
+                (_produce, (schedule, q_desc, dout_desc, k_desc, v_desc, staged_q_desc, staged_dout_desc, lse_desc,
+                            delta_desc, q, dout, k, v, lse_slots, delta_slots, padded_rows, stage_rows, GROUP, D,
+                            PULLED)),
                 (_reduce_dq, (schedule, dq_desc, dq_slots, dq_full, dq_empty, GROUP, D)),
             ],
             [4, 1, 1],
@@ -255,8 +270,9 @@ def dkv_kernel(
                             dq_slots, dq_full, dq_empty, num_keys, scale_log2, GROUP, D, MASK, False)),
                 (_consume, (1, schedule, dkv_ptr, seen_ptr, q, dout, k, v, lse_slots, delta_slots, ds_slots, ds_full,
                             dq_slots, dq_full, dq_empty, num_keys, scale_log2, GROUP, D, MASK, False)),
-                (_produce, (schedule, q_desc, dout_desc, k_desc, v_desc, lse_desc, delta_desc, q, dout, k, v,
-                            lse_slots, delta_slots, padded_rows, GROUP, D)),
+                (_produce, (schedule, q_desc, dout_desc, k_desc, v_desc, staged_q_desc, staged_dout_desc, lse_desc,
+                            delta_desc, q, dout, k, v, lse_slots, delta_slots, padded_rows, stage_rows, GROUP, D,
+                            PULLED)),
             ],
             [4, 1],
             [240, 24],

@@ -1,7 +1,8 @@
 """dq for Hopper in Gluon, in a fixed order: persistent programs over dealt (query tile, head) items.
 
 The half that :mod:`hopper_backward` leaves out without WITH_DQ. A producer warp streams key and value tiles; two
-consumer warpgroups own 64 query rows each and keep their dq in registers.
+consumer warpgroups own 64 query rows each and keep their dq in registers. With PULLED, keys may still be on their way,
+as in :mod:`hopper_forward`.
 """
 
 from triton.experimental import gluon
@@ -12,6 +13,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from hetsched.kernels.attention.hopper_arrival import await_tile, load_either, place_of
 from hetsched.kernels.attention.hopper_support import (
     COUNT,
     FAR,
@@ -36,8 +38,12 @@ HALF = gl.constexpr(64)
 
 
 @gluon.jit
-def _produce(schedule, q_desc, dout_desc, k_desc, v_desc, q, dout, k, v, GROUP: gl.constexpr, D: gl.constexpr):
+def _produce(
+    schedule, q_desc, dout_desc, k_desc, v_desc, staged_k_desc, staged_v_desc, q, dout, k, v, needs_ptr, counter_ptr,
+    lost_ptr, landed, part_rows, GROUP: gl.constexpr, D: gl.constexpr, PULLED: gl.constexpr,
+):  # fmt: skip
     loaded = 0
+    here = 0
     i = 0
     while schedule.has(i):
         head, record = schedule.item(i)
@@ -47,10 +53,17 @@ def _produce(schedule, q_desc, dout_desc, k_desc, v_desc, q, dout, k, v, GROUP: 
         at = box(first_row, own_rows, 0, head * D)
         load_box(q_desc, at, q.await_empty(i, BLOCK_Q * D * 2), q.slot(i))
         load_box(dout_desc, at, dout.await_empty(i, BLOCK_Q * D * 2), dout.slot(i))
+        is_own, part, place, column = place_of(key_row, head // GROUP, part_rows, PULLED, D)
         for step in range(count):
-            at = box(key_row, num_keys, (start - step) * BLOCK_K, head // GROUP * D)
-            load_box(k_desc, at, k.await_empty(loaded, BLOCK_K * D * 2), k.slot(loaded))
-            load_box(v_desc, at, v.await_empty(loaded, BLOCK_K * D * 2), v.slot(loaded))
+            tile = start - step
+            if PULLED:
+                number, stage_tiles = key_row // BLOCK_K + tile, part_rows // BLOCK_K
+                here = await_tile(needs_ptr, counter_ptr, lost_ptr, landed, here, part, number, stage_tiles)
+            at = box(place, num_keys, tile * BLOCK_K, column)
+            barrier = k.await_empty(loaded, BLOCK_K * D * 2)
+            load_either(is_own, k_desc, staged_k_desc, at, barrier, k.slot(loaded), PULLED)
+            barrier = v.await_empty(loaded, BLOCK_K * D * 2)
+            load_either(is_own, v_desc, staged_v_desc, at, barrier, v.slot(loaded), PULLED)
             loaded += 1
         i += 1
 
@@ -119,16 +132,18 @@ def _consume(
         i += 1
 
 
-@gluon.jit(do_not_specialize=["padded_rows", "width"])
+@gluon.jit(do_not_specialize=["padded_rows", "width", "landed", "part_rows"])
 def dq_kernel(
     q_desc, dout_desc, k_desc, v_desc, lse_ptr, delta_ptr, dq_ptr, lo_ptr, hi_ptr, tiles_ptr, workers_ptr,
-    padded_rows, width, scale_log2, scale, HEADS: gl.constexpr, GROUP: gl.constexpr, D: gl.constexpr,
-    MASK: gl.constexpr, ACCUMULATE: gl.constexpr,
+    staged_k_desc, staged_v_desc, needs_ptr, counter_ptr, lost_ptr, padded_rows, width, landed, part_rows, scale_log2,
+    scale, HEADS: gl.constexpr, GROUP: gl.constexpr, D: gl.constexpr, MASK: gl.constexpr, ACCUMULATE: gl.constexpr,
+    PULLED: gl.constexpr,
 ):  # fmt: skip
     """dq ``[rows, HEADS, D]`` of the dealt items; with ACCUMULATE added to what is there.
 
     q, dout, k and v are reached by ragged descriptors of ``[rows, heads * D]``; lse and delta hold
-    -lse / scale and -delta, ``[HEADS, padded_rows]``, with -inf and 0 where there is no query.
+    -lse / scale and -delta, ``[HEADS, padded_rows]``, with -inf and 0 where there is no query. Unless PULLED is 0,
+    the keys of some documents are in a :class:`hetsched.kernels.attention.staging.Staged`.
     """
     dtype: gl.constexpr = q_desc.dtype
     layout: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
@@ -144,7 +159,8 @@ def dq_kernel(
                         scale, D, MASK, ACCUMULATE)),
             (_consume, (1, schedule, lse_ptr, delta_ptr, dq_ptr, lo_ptr, hi_ptr, q, dout, k, v, padded_rows, scale_log2,
                         scale, D, MASK, ACCUMULATE)),
-            (_produce, (schedule, q_desc, dout_desc, k_desc, v_desc, q, dout, k, v, GROUP, D)),
+            (_produce, (schedule, q_desc, dout_desc, k_desc, v_desc, staged_k_desc, staged_v_desc, q, dout, k, v,
+                        needs_ptr, counter_ptr, lost_ptr, landed, part_rows, GROUP, D, PULLED)),
         ],
         [4, 1],
         [240, 24],

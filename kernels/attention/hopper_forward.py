@@ -18,6 +18,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from hetsched.kernels.attention.hopper_arrival import await_tile, load_either, place_of
 from hetsched.kernels.attention.hopper_support import (
     COUNT,
     FAR,
@@ -46,8 +47,8 @@ HALF = gl.constexpr(64)
 
 @gluon.jit
 def _produce(
-    schedule, q_desc, k_desc, v_desc, q, k, v, needs_ptr, counter_ptr, lost_ptr, landed, part_rows,
-    GROUP: gl.constexpr, D: gl.constexpr, MASK: gl.constexpr, PULLED: gl.constexpr,
+    schedule, q_desc, k_desc, v_desc, staged_k_desc, staged_v_desc, q, k, v, needs_ptr, counter_ptr, lost_ptr, landed,
+    part_rows, GROUP: gl.constexpr, D: gl.constexpr, MASK: gl.constexpr, PULLED: gl.constexpr,
 ):  # fmt: skip
     loaded = 0
     here = 0
@@ -60,62 +61,19 @@ def _produce(
         near, far = gl.load(record + NEAR), gl.load(record + FAR)
         at = box(first_row, own_rows, 0, head * D)
         load_box(q_desc, at, q.await_empty(i, BLOCK_Q * D * 2), q.slot(i))
-        column = head // GROUP * D
-        part_row = key_row
-        if PULLED:
-            part = head // GROUP // PULLED
-            column -= part * PULLED * D
-            part_row += part * part_rows
+        is_own, part, place, column = place_of(key_row, head // GROUP, part_rows, PULLED, D)
         for step in range(count):
             tile = visit(step, start, count, near, far, -1, MASK)
             if PULLED:
-                needs = needs_ptr + (key_row // BLOCK_K + tile) * 2
-                need = gl.load(needs) + part * gl.load(needs + 1)
-                if need > here:
-                    here = _await_copies(counter_ptr, landed + need) - landed
-                    if here < need:
-                        gl.store(lost_ptr, 1)
-                        here = 1 << 30
-            at = box(part_row, num_keys, tile * BLOCK_K, column)
-            load_box(k_desc, at, k.await_empty(loaded, BLOCK_K * D * 2), k.slot(loaded))
-            load_box(v_desc, at, v.await_empty(loaded, BLOCK_K * D * 2), v.slot(loaded))
+                number, stage_tiles = key_row // BLOCK_K + tile, part_rows // BLOCK_K
+                here = await_tile(needs_ptr, counter_ptr, lost_ptr, landed, here, part, number, stage_tiles)
+            at = box(place, num_keys, tile * BLOCK_K, column)
+            barrier = k.await_empty(loaded, BLOCK_K * D * 2)
+            load_either(is_own, k_desc, staged_k_desc, at, barrier, k.slot(loaded), PULLED)
+            barrier = v.await_empty(loaded, BLOCK_K * D * 2)
+            load_either(is_own, v_desc, staged_v_desc, at, barrier, v.slot(loaded), PULLED)
             loaded += 1
         i += 1
-
-
-@gluon.jit
-def _await_copies(counter_ptr, value):
-    """The counter once it has reached ``value`` (it may wrap around), or after some seconds.
-
-    What the copies wrote is then visible to every thread of the warp, and to TMA, which needs a fence of its own.
-    """
-    return gl.inline_asm_elementwise(
-        """
-        {
-        .reg .pred p;
-        .reg .u32 i;
-        .reg .s32 ahead;
-        mov.u32 i, 0;
-        AWAIT:
-        ld.acquire.sys.global.s32 $0, [$1];
-        sub.s32 ahead, $0, $2;
-        setp.ge.s32 p, ahead, 0;
-        @p bra ARRIVED;
-        add.u32 i, i, 1;
-        setp.gt.u32 p, i, 4000000;
-        @p bra ARRIVED;
-        nanosleep.u32 64;
-        bra AWAIT;
-        ARRIVED:
-        fence.proxy.async;
-        }
-        """,
-        "=&r,l,r",
-        [counter_ptr.to(gl.int64), value],
-        dtype=gl.int32,
-        is_pure=False,
-        pack=1,
-    )
 
 
 @gluon.jit
@@ -266,14 +224,15 @@ def _finish_carried(
 
 @gluon.jit(do_not_specialize=["num_rows", "width", "landed", "part_rows"])
 def forward_kernel(
-    q_desc, k_desc, v_desc, out_desc, out_ptr, lse_ptr, lo_ptr, hi_ptr, tiles_ptr, workers_ptr, needs_ptr, counter_ptr,
-    lost_ptr, num_rows, width, landed, part_rows, scale_log2, HEADS: gl.constexpr, GROUP: gl.constexpr,
-    D: gl.constexpr, MASK: gl.constexpr, CARRY: gl.constexpr, PULLED: gl.constexpr,
+    q_desc, k_desc, v_desc, out_desc, out_ptr, lse_ptr, lo_ptr, hi_ptr, tiles_ptr, workers_ptr, staged_k_desc,
+    staged_v_desc, needs_ptr, counter_ptr, lost_ptr, num_rows, width, landed, part_rows, scale_log2,
+    HEADS: gl.constexpr, GROUP: gl.constexpr, D: gl.constexpr, MASK: gl.constexpr, CARRY: gl.constexpr,
+    PULLED: gl.constexpr,
 ):  # fmt: skip
     """Output and lse of the items dealt to this program; with CARRY float32 output and lse are continued in place.
 
     q, k, v and out are reached by ragged descriptors of ``[rows, heads * D]``; lse is ``[HEADS, num_rows]``. Unless
-    PULLED is 0, k and v are those of :class:`hetsched.kernels.attention.hopper_pull.Staged`, PULLED heads in a part.
+    PULLED is 0, the keys of some documents are in a :class:`hetsched.kernels.attention.staging.Staged`.
     """
     dtype: gl.constexpr = q_desc.dtype
     layout: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
@@ -289,8 +248,8 @@ def forward_kernel(
                         scale_log2, D, MASK, CARRY)),
             (_consume, (1, schedule, out_desc, out_ptr, lse_ptr, lo_ptr, hi_ptr, q, k, v, out_slots, num_rows,
                         scale_log2, D, MASK, CARRY)),
-            (_produce, (schedule, q_desc, k_desc, v_desc, q, k, v, needs_ptr, counter_ptr, lost_ptr, landed, part_rows,
-                        GROUP, D, MASK, PULLED)),
+            (_produce, (schedule, q_desc, k_desc, v_desc, staged_k_desc, staged_v_desc, q, k, v, needs_ptr, counter_ptr,
+                        lost_ptr, landed, part_rows, GROUP, D, MASK, PULLED)),
         ],
         [4, 1],
         [240, 24],

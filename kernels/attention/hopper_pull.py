@@ -1,46 +1,34 @@
-"""The Hopper forward over keys that copies bring while it runs: one launch over the keys of all ranks."""
+"""The Hopper kernels over rows that other ranks made: one launch for the keys, or the queries, of all ranks.
+
+Documents that are whole here stay where they are. The rows of the others lie in a stage; in a task the rows of the
+stage come first, and behind them those of this rank's own tensors.
+"""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 from torch import Tensor
 
 from hetsched.kernels.attention import hopper_forward
-from hetsched.kernels.attention.hopper import FORWARD, LOG2E, constants, rows_of
+from hetsched.kernels.attention.hopper import FORWARD, LOG2E, constants, dkv_of, dq_of, rows_of, stage_arguments
+from hetsched.kernels.attention.staging import Staged, StagedQueries
 from hetsched.kernels.attention.task import AttentionTask
-from hetsched.kernels.attention.triton import outputs, packed_heads, softmax_scale
+from hetsched.kernels.attention.triton import outputs, packed_heads, padded_statistics, softmax_scale
+
+KeysValues = tuple[Tensor, Tensor]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Staged:
-    """Keys and values, and what says which of them have come.
-
-    Args:
-        stage: ``[parts, rows, 2, heads of a part, D]``, see :mod:`hetsched.kernels.attention.staging`.
-        needs: int32 ``[tiles, 2]``: how many copies must have landed before a tile of 128 rows is read in the first
-            part, and how many more in every further one.
-        counter: one int32 that counts copies as they land.
-        landed: its value when none of these copies has landed; it may wrap around.
-        lost: one int32 that becomes 1 where a tile was given up after some seconds.
-    """
-
-    stage: Tensor
-    needs: Tensor
-    counter: Tensor
-    landed: int
-    lost: Tensor
-
-
-def forward(q_THD: Tensor, staged: Staged, task: AttentionTask, *, scale: float | None = None) -> tuple[Tensor, Tensor]:
+def forward(
+    q_THD: Tensor, own: KeysValues, staged: Staged, task: AttentionTask, *, scale: float | None = None
+) -> tuple[Tensor, Tensor]:
     """Output and lse, bitwise those of one launch over the same keys that are all there.
 
     The copies are enqueued before this is called: programs hold all multiprocessors while they wait for them.
 
     Args:
         q_THD: queries.
-        staged: the keys and values; documents start at multiples of 128 rows.
-        task: ranges over the rows of the stage.
+        own: keys and values ``[T, K, D]`` of this rank.
+        staged: those of documents that are not whole here; documents start at multiples of 128 rows.
+        task: ranges over the rows of the stage, then those of ``own``.
         scale: factor of the scores, by default ``1 / sqrt(D)``.
 
     Returns:
@@ -49,12 +37,11 @@ def forward(q_THD: Tensor, staged: Staged, task: AttentionTask, *, scale: float 
     table = task.table("queries", FORWARD)
     out, lse = outputs(q_THD, table.is_complete)
     if table.num_items:
-        q, heads = packed_heads(q_THD), staged.stage.shape[3]
-        k, v = staged.stage.flatten(0, 1).unbind(1)
+        q, k, v = (packed_heads(x) for x in (q_THD, *own))
+        stage, numbers, heads = stage_arguments(staged)
         hopper_forward.forward_kernel[(table.workers.shape[0],)](
             *(rows_of(q, 128), rows_of(k, 128), rows_of(v, 128), rows_of(out, 64), out, lse, *task.bounds),
-            *(table.tiles, table.workers, staged.needs, staged.counter, staged.lost),
-            *(q.shape[0], table.workers.shape[1], staged.landed, staged.stage.shape[1]),
+            *(table.tiles, table.workers, *stage, q.shape[0], table.workers.shape[1], *numbers),
             softmax_scale(q, scale) * LOG2E,
             HEADS=task.num_heads,
             CARRY=False,
@@ -62,3 +49,51 @@ def forward(q_THD: Tensor, staged: Staged, task: AttentionTask, *, scale: float 
             **constants(q, task),
         )
     return out, lse
+
+
+def query_gradient(
+    dout_THD: Tensor,
+    q_THD: Tensor,
+    own: KeysValues,
+    staged: Staged,
+    statistics: tuple[Tensor, Tensor],
+    task: AttentionTask,
+    *,
+    scale: float | None = None,
+) -> Tensor:
+    """dq, while keys come as in :func:`forward`; bitwise that of one launch over the same keys.
+
+    Args:
+        dout_THD: gradient of the output.
+        q_THD, own, staged, task, scale: as in :func:`forward`.
+        statistics: lse and delta of the queries, float32 ``[H, T]``.
+    """
+    factor = softmax_scale(q_THD, scale)
+    padded = padded_statistics(*statistics, task, factor)
+    inputs = (*(packed_heads(x) for x in (q_THD, *own)), dout_THD.contiguous(), *padded)
+    return dq_of(inputs, task, factor, staged=staged)
+
+
+def key_gradients(
+    dout_THD: Tensor,
+    q_THD: Tensor,
+    own: KeysValues,
+    staged: StagedQueries,
+    statistics: tuple[Tensor, Tensor],
+    task: AttentionTask,
+    *,
+    scale: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """dk and dv of ``own`` from the queries of all ranks, all of which are here.
+
+    Args:
+        dout_THD, q_THD, statistics: of this rank's queries.
+        own: keys and values ``[T, K, D]`` of this rank.
+        staged: queries of documents that are not whole here.
+        task: ranges of the rows of the stage, then those of q, over the rows of ``own``.
+        scale: as in :func:`forward`.
+    """
+    factor = softmax_scale(q_THD, scale)
+    padded = padded_statistics(*statistics, task, factor, staged=(staged.lse, staged.delta))
+    inputs = (*(packed_heads(x) for x in (q_THD, *own)), dout_THD.contiguous(), *padded)
+    return dkv_of(inputs, task, factor, staged=(staged.q, staged.dout))

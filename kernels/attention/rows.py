@@ -31,9 +31,17 @@ def delta_kernel(
     tl.store(delta_ptr + head.to(tl.int64) * num_rows + row, tl.sum(out * dout, 1), mask=row < num_rows)
 
 
-@triton.jit(do_not_specialize=["num_rows", "padded_rows"])
+@triton.jit(do_not_specialize=["head_stride", "padded_rows"])
 def pad_statistics_kernel(
-    lse_ptr, delta_ptr, padded_lse_ptr, padded_delta_ptr, blocks_ptr, num_rows, padded_rows, inverse_scale
+    lse_ptr,
+    delta_ptr,
+    padded_lse_ptr,
+    padded_delta_ptr,
+    blocks_ptr,
+    head_stride,
+    row_stride,
+    padded_rows,
+    inverse_scale,
 ):
     """``-lse / scale`` and ``-delta`` of one block of queries and head, at the document's padded rows.
 
@@ -43,7 +51,7 @@ def pad_statistics_kernel(
     block, head = blocks_ptr + tl.program_id(0) * 3, tl.program_id(1).to(tl.int64)
     row = tl.arange(0, PAD)
     is_row = row < tl.load(block + 1)
-    source = head * num_rows + tl.load(block) + row
+    source = head * head_stride + (tl.load(block) + row).to(tl.int64) * row_stride
     target = head * padded_rows + tl.load(block + 2) + row
     lse = tl.load(lse_ptr + source, mask=is_row, other=float("inf"))
     lse = tl.where(lse == float("-inf"), float("inf"), lse)

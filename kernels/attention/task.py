@@ -53,6 +53,7 @@ class AttentionTask:
         self.device = torch.empty(0, device=device).device
         self.num_workers = _num_multiprocessors(self.device)
         self._tables: dict[tuple[Side, TileShape], DeviceTable] = {}
+        self._pad_blocks: dict[int, tuple[Tensor, Tensor]] = {}
 
     def table(self, side: Side, shape: TileShape) -> DeviceTable:
         """The table of kernels that own ``side``, for their tile shape."""
@@ -74,10 +75,15 @@ class AttentionTask:
         """int32 ``[2, num_key_rows]``: the first query that sees each key row, and one past the last."""
         return torch.from_numpy(np.stack(seen_by(self.ranges))).to(self.device)
 
-    @cached_property
-    def pad_blocks(self) -> Tensor:
-        """:func:`work.pad_blocks` on the device."""
-        return torch.from_numpy(work.pad_blocks(self.ranges)).to(self.device)
+    def pad_blocks(self, first: int = 0) -> tuple[Tensor, Tensor]:
+        """:func:`work.pad_blocks` on the device: of query rows before ``first``, and of the others counted from it."""
+        if first not in self._pad_blocks:
+            blocks = work.pad_blocks(self.ranges)
+            is_later = blocks[:, 0] >= first
+            later = blocks[is_later] - np.array([first, 0, 0], np.int32)
+            parts = (torch.from_numpy(x).to(self.device) for x in (blocks[~is_later], later))
+            self._pad_blocks[first] = next(parts), next(parts)
+        return self._pad_blocks[first]
 
     def check(self, q_THD: Tensor, k_SKD: Tensor, v_SKD: Tensor) -> None:
         """Raise ValueError where the tensors are not those that the task was made for."""

@@ -140,14 +140,31 @@ def backward(
     return _launch_dq(inputs, task, scale, dq_sum), dk, dv
 
 
-def padded_statistics(lse_HT: Tensor, delta_HT: Tensor, task: AttentionTask, factor: float) -> tuple[Tensor, Tensor]:
-    """``-lse / factor`` and ``-delta``, ``[H, padded rows]``, as the backward kernels read them."""
+def padded_statistics(
+    lse_HT: Tensor,
+    delta_HT: Tensor,
+    task: AttentionTask,
+    factor: float,
+    *,
+    staged: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``-lse / factor`` and ``-delta``, ``[H, padded rows]``, as the backward kernels read them.
+
+    Args:
+        lse_HT, delta_HT: float32, with the same strides.
+        task: of the queries.
+        factor: of the scores.
+        staged: lse and delta ``[H, rows]`` of the task's first rows; the others are then those after them.
+    """
     padded_rows = work.num_padded_rows(task.ranges)
     lse, delta = torch.empty(2, task.num_heads, padded_rows, dtype=torch.float32, device=lse_HT.device)
-    if padded_rows:
-        pad_statistics_kernel[(task.pad_blocks.shape[0], task.num_heads)](
-            *(lse_HT, delta_HT, lse, delta, task.pad_blocks, lse_HT.shape[1], padded_rows, 1.0 / factor)
-        )
+    first = 0 if staged is None else staged[0].shape[1]
+    blocks = task.pad_blocks(first)
+    for (more_lse, more_delta), some in zip((staged or (lse_HT, delta_HT), (lse_HT, delta_HT)), blocks, strict=True):
+        if some.shape[0]:
+            pad_statistics_kernel[(some.shape[0], task.num_heads)](
+                *(more_lse, more_delta, lse, delta, some, *more_lse.stride(), padded_rows, 1.0 / factor)
+            )
     return lse, delta
 
 

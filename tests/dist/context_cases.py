@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from dataclasses import dataclass
 from typing import Literal
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from hetsched.layout.dispatch import plan_tokens
 from hetsched.layout.tokens import Group, IntArray, spread_zigzag
-from hetsched.parallel.context_task import Way
+from hetsched.layout.ways import Way, WayBack
 
 MapKind = Literal["planned", "zigzag", "random", "one rank"]
 LENGTHS = (0, 1, 127, 128, 129, 300)
@@ -31,6 +32,7 @@ class ContextCase:
     dtype: torch.dtype = torch.float64
     seed: int = 0
     forced: Way | None = "ring"
+    forced_back: WayBack | None = None
     head_dim: int = 8
 
     @property
@@ -57,6 +59,12 @@ class ContextCase:
         total, (num_heads, num_kv_heads) = sum(self.lengths), self.heads
         shapes = [(total, heads, self.head_dim) for heads in (num_heads, num_kv_heads, num_kv_heads, num_heads)]
         return [torch.randn(shape, generator=generator, dtype=torch.float32).to(self.dtype) for shape in shapes]
+
+
+def digest_of(case: ContextCase) -> str:
+    """Of the inputs' bits, by which processes can tell that they have the same."""
+    bits = (x.view(torch.uint8).numpy().tobytes() for x in case.inputs())
+    return hashlib.sha256(b"".join(bits)).hexdigest()
 
 
 def map_of(edges: IntArray, owners: IntArray) -> IntArray:

@@ -14,23 +14,27 @@ import torch.distributed as dist
 from torch import Tensor
 
 from hetsched.kernels.attention import attend
-from hetsched.kernels.attention.ranges import KeyRanges
 from hetsched.layout.pulls import heads_of_part
+from hetsched.layout.spread import SeenKeys, Spread
 from hetsched.layout.tokens import tokens_of
 from hetsched.parallel import ring
 from hetsched.parallel.context import ContextTask, context_attention
 from hetsched.parallel.context_task import Whole
-from tests.dist.context_cases import ContextCase
+from tests.dist.context_cases import ContextCase, digest_of
 
 
 @dataclass
 class Part:
-    """One rank's rows of output, lse, dq, dk and dv; whether a repeat gave the same bits; rows of keys sent away."""
+    """One rank's rows of output, lse, dq, dk and dv; whether a repeat gave the same bits; rows of keys sent away.
+
+    ``digest`` is that of the inputs as this process made them.
+    """
 
     tokens: Tensor
     results: tuple[Tensor, ...]
     is_repeatable: bool
     sent_rows: int
+    digest: str
 
 
 def attend_on_ranks(cases: Sequence[ContextCase], mutant: str | None = None) -> list[Part]:
@@ -52,7 +56,7 @@ def attend_for_another_rank(case: ContextCase) -> None:
 def task_of(case: ContextCase, rank: int, *, device: str = "cpu") -> ContextTask:
     """The case's task of one rank."""
     options: dict[str, Any] = {"window": case.window, "forced": case.forced, "device": device}
-    options |= {"num_heads": case.heads[0], "num_kv_heads": case.heads[1]}
+    options |= {"num_heads": case.heads[0], "num_kv_heads": case.heads[1], "forced_back": case.forced_back}
     options["heads_of_part"] = heads_of_part(case.heads[1]) if case.forced == "pull" else 0
     return ContextTask(case.cu_seqlens, case.token_map, rank=rank, cp=case.cp, **options)
 
@@ -66,8 +70,10 @@ def _attend(case: ContextCase, group: dist.ProcessGroup) -> Part:
         _, lse = ring.forward(q, k, v, task, group=group)
     operations = [operation for call in batches.call_args_list for operation in call.args[0]]
     sent_rows = sum(operation.tensor.shape[1] for operation in operations if operation.op is dist.isend)
-    is_repeatable = all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-    return Part(tokens, (first[0], lse.T, *first[1:]), is_repeatable, sent_rows)
+    again = ring.forward(q, k, v, task, group=group)[1]
+    pairs = zip((*first, lse), (*second, again), strict=True)
+    is_repeatable = all(torch.equal(a, b) for a, b in pairs)
+    return Part(tokens, (first[0], lse.T, *first[1:]), is_repeatable, sent_rows, digest_of(case))
 
 
 def results_of(
@@ -113,15 +119,13 @@ def _lse_of_one_step() -> Any:
 
 
 def _mask_off_by_one() -> Any:
-    original = ContextTask._ranges
+    original = Spread.seen_keys
 
-    def off(self: ContextTask, queries: Any, keys: Any) -> KeyRanges:
-        ranges = original(self, queries, keys)
-        if ranges.kind == "causal":
-            return ranges
-        return replace(ranges, hi=np.maximum(ranges.lo, ranges.hi - 1).astype(np.int32))
+    def off(self: Spread, queries: Any, keys: Any) -> SeenKeys:
+        seen = original(self, queries, keys)
+        return seen if seen.is_causal else replace(seen, hi=np.maximum(seen.lo, seen.hi - 1).astype(np.int32))
 
-    return mock.patch.object(ContextTask, "_ranges", off)
+    return mock.patch.object(Spread, "seen_keys", off)
 
 
 def _gradients_that_do_not_come_back() -> Any:

@@ -12,7 +12,7 @@ from hetsched.kernels.attention import attend, naive
 from hetsched.kernels.attention.ranges import packed_ranges
 from hetsched.kernels.attention.task import AttentionTask
 from hetsched.parallel.context import context_attention
-from tests.dist.context_cases import ContextCase, by_heads, fuzzed
+from tests.dist.context_cases import ContextCase, by_heads, digest_of, fuzzed
 from tests.dist.context_work import MUTANTS, Part, attend_for_another_rank, attend_on_ranks, task_of
 from tests.dist.pool import Pool, RanksFailed
 from tests.kernels.attention_cases import lse_error, relative
@@ -55,6 +55,8 @@ def run(ranks: Pool, cases: list[ContextCase], mutant: str | None = None) -> lis
     by_rank = ranks.run(attend_on_ranks, cases, mutant, num_ranks=cases[0].cp)
     results = []
     for case, *parts in zip(cases, *by_rank, strict=True):
+        # first whether all started alike: what differs later is then attention's doing
+        assert {part.digest for part in parts} == {digest_of(case)}, case
         assert all(part.is_repeatable for part in parts), case
         results.append(joined(case, parts))
     return results

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hetsched.kernels.attention.ranges import KeyRanges, sharded_ranges
+from hetsched.kernels.attention.ranges import sharded_ranges
+from hetsched.layout.spread import SeenKeys, Spread
 from hetsched.layout.tokens import IntArray, tokens_of
-from hetsched.parallel.context_task import ContextTask
+from hetsched.parallel.context_task import ContextTask, shared_task
 from tests.dist.context_cases import ContextCase
 from tests.dist.context_work import task_of
 from tests.kernels.attention_cases import dense
@@ -70,9 +71,9 @@ def test_steps_are_the_mask_and_only_seen_rows_travel(case: ContextCase) -> None
 
 
 def _one_key_less(original: Any) -> Any:
-    def mutated(self: ContextTask, queries: IntArray, keys: IntArray) -> KeyRanges:
-        ranges = original(self, queries, keys)
-        return replace(ranges, hi=np.maximum(ranges.lo, ranges.hi - 1))
+    def mutated(self: Spread, queries: IntArray, keys: IntArray) -> SeenKeys:
+        seen = original(self, queries, keys)
+        return replace(seen, hi=np.maximum(seen.lo, seen.hi - 1))
 
     return mutated
 
@@ -87,14 +88,14 @@ def _rows_in_a_wider_window_travel(original: Any) -> Any:
 
 @pytest.mark.parametrize(
     ("method", "mutate"),
-    [("_ranges", _one_key_less), ("_is_seen", _all_rows_travel), ("_is_seen", _rows_in_a_wider_window_travel)],
+    [("seen_keys", _one_key_less), ("seen", _all_rows_travel), ("seen", _rows_in_a_wider_window_travel)],
 )
 def test_a_wrong_mask_or_rows_that_nobody_sees_would_be_seen(
     method: str, mutate: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = ContextCase((40, 9), 3, "zigzag", window=5)
     assert_steps_are_the_mask(case)
-    monkeypatch.setattr(ContextTask, method, mutate(getattr(ContextTask, method)))
+    monkeypatch.setattr(Spread, method, mutate(getattr(Spread, method)))
     with pytest.raises(AssertionError):
         assert_steps_are_the_mask(case)
 
@@ -163,3 +164,28 @@ def test_keys_are_pulled_where_ranks_can_and_any_row_travels() -> None:
     assert way(ContextCase((800,), 4, "one rank", (4, 2))) == "ring"
     with pytest.raises(ValueError, match="cannot pull"):
         replace(task_of(ContextCase((800,), 4), 0), forced="pull")
+
+
+def test_the_backward_pulls_where_that_moves_less_or_its_copies_are_hidden() -> None:
+    def way_back(case: ContextCase, **options: Any) -> str:
+        return replace(task_of(replace(case, forced="pull"), 0), **options).way_back
+
+    assert way_back(ContextCase((800,), 4, "zigzag", (8, 8))) == "pull"
+    # of short documents one query meets few keys, and eight query heads travel for one of keys
+    assert way_back(ContextCase((800,), 4, "zigzag", (8, 1))) == "ring"
+    assert way_back(ContextCase((32_000,), 4, "zigzag", (8, 1))) == "pull"
+    assert way_back(ContextCase((32_000,), 4, "zigzag", (8, 1)), forced_back="ring") == "ring"
+    assert way_back(ContextCase((800,), 4, "zigzag", (8, 1)), forced_back="pull") == "pull"
+    assert task_of(ContextCase((800,), 4, "zigzag", (8, 8)), 0).way_back == "ring"
+
+
+def test_calls_of_a_microbatch_share_one_task() -> None:
+    case = ContextCase((300, 500), 2, "zigzag")
+    options: dict[str, Any] = {"rank": 0, "cp": 2, "num_heads": 4, "num_kv_heads": 2}
+    first = shared_task(case.cu_seqlens, case.token_map, **options)
+    assert shared_task(list(case.cu_seqlens), case.token_map.copy(), **options) is first
+    assert first.steps is shared_task(case.cu_seqlens, case.token_map, **options).steps
+    others = [options | {"rank": 1}, options | {"num_heads": 8}, options | {"window": 9}]
+    assert all(shared_task(case.cu_seqlens, case.token_map, **other) is not first for other in others)
+    other_cuts = replace(case, map_kind="planned")
+    assert shared_task(case.cu_seqlens, other_cuts.token_map, **options) is not first

@@ -8,7 +8,7 @@ import pytest
 import torch.distributed as dist
 
 from hetsched.plan import Plan
-from hetsched.runtime import engine
+from hetsched.runtime import prepare
 from tests.dist.plans import make_plan
 from tests.dist.pool import Pool, RanksFailed
 from tests.dist.test_parity import CUT, check_against, expected, layout
@@ -42,12 +42,12 @@ def test_swapped_messages_are_named_by_edge_microbatch_and_ranks(ranks: Pool) ->
 
 def train_with_another_plan(plan: Plan) -> None:
     """Rank 1 plans its steps for samples in another order, of equal sizes."""
-    original = engine.plan_step
+    original = prepare.plan_step
 
     def reversed_samples(plan: Plan, samples, **options):  # type: ignore[no-untyped-def]
         return original(plan, samples[::-1] if dist.get_rank() else samples, **options)
 
-    with mock.patch.object(engine, "plan_step", reversed_samples):
+    with mock.patch.object(prepare, "plan_step", reversed_samples):
         train_on_ranks(plan, "equal", None, True, TIMEOUT_S)
 
 

@@ -18,10 +18,12 @@ from tests.kernels.sm90 import Kernel, arguments
 
 CAUSAL, RANGES = 1, 2
 SCALARS = dict.fromkeys(("num_rows", "padded_rows", "total_keys", "num_keys", "width", "num_values"), "i32")
-SCALARS |= dict.fromkeys(("landed", "part_rows", "stage_rows"), "i32")
-SCALARS |= dict.fromkeys(("q_stride", "k_stride", "v_stride"), "i32")
+SCALARS |= dict.fromkeys(("landed", "part_rows", "stage_rows", "total_rows"), "i32")
+SCALARS |= dict.fromkeys(("q_stride", "k_stride", "v_stride", "head_stride", "row_stride", "part_stride"), "i32")
+SCALARS |= dict.fromkeys(("first_stride", "second_stride"), "i32")
 SCALARS |= dict.fromkeys(("scale_log2", "scale", "inverse_scale"), "fp32")
 ALIGNED = ("padded_rows",)
+STAGE = ("staged_k_desc", "staged_v_desc", "staged_q_desc", "staged_dout_desc", "needs_ptr", "counter_ptr", "lost_ptr")
 
 
 def portable_kernels() -> Iterator[Kernel]:
@@ -47,11 +49,24 @@ def portable_kernels() -> Iterator[Kernel]:
         (delta_kernel, {"HEADS": 16, "D": 128, "BLOCK_D": 128, "ROWS": 64}),
         (pad_statistics_kernel, {}),
         (scale_kernel, {"ACCUMULATE": True, "VALUES": 4096}),
-        (fill_kernel, {"HEADS": 4, "D": 128, "ROWS": 64}),
+        (
+            fill_kernel,
+            {
+                "HEADS": 4,
+                "BLOCK_HEADS": 4,
+                "D": 128,
+                "ROWS": 64,
+                "STATISTICS": False,
+                "lse_ptr": None,
+                "delta_ptr": None,
+            },
+        ),
+        (fill_kernel, {"HEADS": 16, "BLOCK_HEADS": 16, "D": 128, "ROWS": 64, "STATISTICS": True}),
     ]
     for kernel, constants in rows:
-        integers = ("blocks_ptr", "places_ptr")
+        integers, halves = ("blocks_ptr", "own_ptr"), ("first_ptr", "second_ptr", "stage_ptr")
         floats = {x: "*fp32" for x in kernel.arg_names if x.endswith("_ptr") and x not in integers}
+        floats |= dict.fromkeys(halves, "*bf16")
         yield Kernel(kernel.__name__, _source(ASTSource, kernel, constants, floats))
 
 
@@ -60,7 +75,7 @@ def hopper_kernels() -> Iterator[Kernel]:
     for dim in (64, 128):
         for kernel in (hopper_forward.forward_kernel, hopper_backward.dkv_kernel, hopper_dq.dq_kernel):
             plain = {"HEADS": 16, "KV_HEADS": 16, "GROUP": 1, "D": dim, "WITH_DQ": False, "dq_desc": None}
-            plain |= {"PULLED": 0, "needs_ptr": None, "counter_ptr": None, "lost_ptr": None}
+            plain |= {"PULLED": 0} | dict.fromkeys(STAGE)
             variants = [
                 plain | {"MASK": CAUSAL, "CARRY": False, "ACCUMULATE": False, "seen_ptr": None},
                 plain | {"MASK": RANGES, "KV_HEADS": 4, "GROUP": 4, "CARRY": True, "ACCUMULATE": True},
@@ -74,17 +89,24 @@ def hopper_kernels() -> Iterator[Kernel]:
                 types = _hopper_types(dim, 64 if kernel is hopper_backward.dkv_kernel else 128, bool(variant["CARRY"]))
                 name = f"hopper {kernel.__name__} d{dim} mask {variant['MASK']} dq {variant['WITH_DQ']}"
                 yield Kernel(name, _source(GluonASTSource, kernel, variant, types))
-        pulled = {"HEADS": 16, "GROUP": 4, "D": dim, "MASK": RANGES, "CARRY": False, "PULLED": 2}
-        source = _source(GluonASTSource, hopper_forward.forward_kernel, pulled, _hopper_types(dim, 128, False))
-        yield Kernel(f"hopper forward_kernel d{dim} pulled", source)
+        for kernel, heads in (
+            (hopper_forward.forward_kernel, 2),
+            (hopper_dq.dq_kernel, 2),
+            (hopper_backward.dkv_kernel, 16),
+        ):
+            pulled = {"HEADS": 16, "KV_HEADS": 4, "GROUP": 4, "D": dim, "MASK": RANGES, "PULLED": heads}
+            pulled |= {"CARRY": False, "ACCUMULATE": False, "WITH_DQ": False, "dq_desc": None}
+            types = _hopper_types(dim, 64 if kernel is hopper_backward.dkv_kernel else 128, False)
+            yield Kernel(f"hopper {kernel.__name__} d{dim} pulled", _source(GluonASTSource, kernel, pulled, types))
 
 
 def _hopper_types(dim: int, query_rows: int, is_step: bool) -> dict[str, str]:
     def boxes(dtype: str, bits: int, rows: int, columns: int) -> str:
         return f"tensordesc<{dtype}[1, 1, {rows}, {columns}],{gl.NVMMASharedLayout(128, bits, 4)!r}>"
 
-    result = dict.fromkeys(("q_desc", "dout_desc"), boxes("bf16", 16, query_rows, dim))
-    result |= dict.fromkeys(("k_desc", "v_desc"), boxes("bf16", 16, 128, dim))
+    queries, keys = ("q_desc", "dout_desc"), ("k_desc", "v_desc")
+    result = dict.fromkeys([*queries, *(f"staged_{x}" for x in queries)], boxes("bf16", 16, query_rows, dim))
+    result |= dict.fromkeys([*keys, *(f"staged_{x}" for x in keys)], boxes("bf16", 16, 128, dim))
     result |= dict.fromkeys(("lse_desc", "delta_desc"), f"tensordesc<fp32[64],{gl.NVMMASharedLayout(0, 32, 1)!r}>")
     result |= dict.fromkeys(("lse_ptr", "delta_ptr"), "*fp32")
     result |= dict.fromkeys(("out_ptr", "dq_ptr", "dkv_ptr"), "*fp32" if is_step else "*bf16")
