@@ -89,7 +89,7 @@ class Spread:
     @cached_property
     def has_cuts(self) -> bool:
         """Whether any rank's queries see keys of another."""
-        return any(self.seen(keys, queries=queries).any() for queries, keys in itertools.permutations(self.held, 2))
+        return any(self.seen_of(*pair).any() for pair in itertools.permutations(range(self.cp), 2))
 
     @cached_property
     def num_pairs(self) -> int:
@@ -110,6 +110,12 @@ class Spread:
     def met_queries(self) -> tuple[IntArray, ...]:
         """For each rank its own tokens and those whose queries see its keys, ascending."""
         return tuple(self._with_others(rank, by_queries=False) for rank in range(self.cp))
+
+    def seen_of(self, rank: int, other: int) -> Mask:
+        """Which of another rank's rows are keys that a rank's queries see; made once."""
+        if (rank, other) not in self._seen:
+            self._seen[rank, other] = self.seen(self.held[other], queries=self.held[rank])
+        return self._seen[rank, other]
 
     def seen(self, keys: IntArray, *, queries: IntArray) -> Mask:
         """Which keys some query sees: the first one that is not before the key is the only one to ask."""
@@ -139,11 +145,15 @@ class Spread:
         start = self.bounds[documents_of(queries, self.bounds)]
         return start if self.window is None else np.maximum(start, queries - self.window + 1)
 
+    @cached_property
+    def _seen(self) -> dict[tuple[int, int], Mask]:
+        return {}
+
     def _with_others(self, rank: int, *, by_queries: bool) -> IntArray:
         own, parts = self.held[rank], [self.held[rank]]
         for other, tokens in enumerate(self.held):
             if other != rank:
-                is_met = self.seen(tokens, queries=own) if by_queries else self.seeing(tokens, keys=own)
+                is_met = self.seen_of(rank, other) if by_queries else self.seeing(tokens, keys=own)
                 parts.append(tokens[is_met])
         return np.sort(np.concatenate(parts))
 

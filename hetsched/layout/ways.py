@@ -51,8 +51,8 @@ def choose_way(spread: Spread, heads: Heads) -> Way:
     # the ring moves at most this much, and often far less: rows that nobody else sees stay
     if not heads.are_divisible(spread.cp) or has_empty or spread.cp * heads.keys <= all_heads:
         return "ring"
-    pairs = itertools.permutations(spread.held, 2)
-    ring_rows = sum(int(spread.seen(keys, queries=queries).sum()) for queries, keys in pairs)
+    pairs = itertools.permutations(range(spread.cp), 2)
+    ring_rows = sum(int(spread.seen_of(*pair).sum()) for pair in pairs)
     moved_rows = sum(spread.rows_of_rank) * (spread.cp - 1)
     return "ulysses" if ring_rows * spread.cp * heads.keys > moved_rows * all_heads else "ring"
 

@@ -152,9 +152,8 @@ class ContextTask:
         result = [Step(self.rank, self.rank, len(own), self._attention(own, own), everything)]
         for step in range(1, self.cp):
             source, target = (self.rank - step) % self.cp, (self.rank + step) % self.cp
-            keys = spread.held[source]
-            keys = keys[spread.seen(keys, queries=own)]
-            sent = np.flatnonzero(spread.seen(own, queries=spread.held[target]))
+            keys = spread.held[source][spread.seen_of(self.rank, source)]
+            sent = np.flatnonzero(spread.seen_of(target, self.rank))
             rows = torch.from_numpy(sent).to(self.device)
             result.append(Step(source, target, len(keys), self._attention(own, keys), rows))
         return tuple(result)
