@@ -120,8 +120,8 @@ class Engine:
 
         Args:
             batch: to train on.
-            upcoming: the batch of the next step, which is planned and loaded while GPUs still work on this one; what is
-                wrong with it is raised by its own step.
+            upcoming: the batch of the next step, which is planned and loaded while GPUs still work on this one, in less
+                than ``timeout_s``; what is wrong with it is raised by its own step.
 
         Raises:
             DataError: on every rank, if any rank cannot use the data; names the sample.
