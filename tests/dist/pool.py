@@ -83,9 +83,10 @@ def _serve(pipe: Connection) -> None:
                 "gloo", init_method=f"file://{store}", rank=rank, world_size=num_ranks, timeout=timedelta(seconds=60)
             )
             answer = (True, function(*args))
-            # Who leaves early closes connections on which others may still have something to read.
-            with suppress(RuntimeError):
-                dist.barrier()
+            if dist.is_initialized():
+                # Who leaves early closes connections on which others may still have something to read.
+                with suppress(RuntimeError):
+                    dist.barrier()
         except Exception as error:
             answer = (False, (type(error).__name__, "".join(traceback.format_exception(error))))
         finally:
