@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hetsched.batch import Item, Placeholder, Sample
+from hetsched.estimate import stage_work
 from hetsched.models.llm import LLMStage
 from hetsched.models.multimodal import HasStages, StageBuilder
 from hetsched.models.vit import VisionStage
@@ -170,18 +171,9 @@ def _table(name: str, config: VisionConfig | LLMConfig) -> str:
 
 
 def teraflop_of(sizes: Sizes, *, num_samples: int) -> float:
-    """Of a step, as models are compared: twice the multiplications of matrices and of attention without its masked
-    half; a backward is two forwards, and nothing that is computed again counts."""
-    vision, llm = sizes.vision, sizes.llm
-    num_patches, num_tokens = sizes.num_images * sizes.num_patches, sizes.num_tokens
-    of_patch = vision.layers * (4 * vision.hidden**2 + 2 * vision.hidden * vision.ffn) + vision.hidden * vision.patch**2
-    width = vision.hidden * vision.patches_per_row
-    of_row = width * (width + llm.hidden)
-    kv_hidden = llm.hidden * llm.kv_heads // llm.heads
-    of_layer = 2 * llm.hidden**2 + 2 * llm.hidden * kv_hidden + 3 * llm.hidden * llm.ffn
-    of_token = llm.layers * of_layer + llm.hidden * llm.vocab
-    pairs = (
-        2 * vision.layers * vision.hidden * sizes.num_patches * num_patches + llm.layers * llm.hidden * num_tokens**2
-    )
-    rows = sizes.num_images * sizes.num_rows
-    return 6 * num_samples * (of_patch * num_patches + of_row * rows + of_token * num_tokens + pairs) / 1e12
+    """Of a step, as models are compared: twice the multiplications of layers and vocabulary, and a backward is two
+    forwards; nothing for the masked half of attention, nor for what is computed again."""
+    plan = make_plan("homogeneous", sizes, gpus=1, microbatches=1, transport="gloo")
+    encoded = sizes.num_images * stage_work(plan, "vision", 0)(sizes.num_patches)
+    masked = sizes.llm.layers * sizes.llm.hidden * sizes.num_tokens**2
+    return 6 * num_samples * (encoded + stage_work(plan, "llm", 0)(sizes.num_tokens) - masked) / 1e12
