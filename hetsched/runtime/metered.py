@@ -87,12 +87,11 @@ class MeteredTransport:
         self._transport, self._recorder = transport, recorder
         self._sent: list[_Posted] = []
         self._received: list[_Awaited] = []
-        self.is_staged = False
 
     @contextmanager
     def step(self, setup: StepSetup) -> Iterator[None]:
         """As in Transport."""
-        self._sent, self._received, self.is_staged = [], [], setup.may_load_kernels
+        self._sent, self._received = [], []
         with self._transport.step(setup):
             yield
 

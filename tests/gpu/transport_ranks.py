@@ -82,5 +82,5 @@ def train_both_ways(plan: Plan, folder: Path) -> None:
     for _ in range(3):
         report = engine.step(batch)
         gradients = {name: p.grad.clone() for name, p in engine.named_parameters() if p.grad is not None}
-        found.append((engine._exchange._transport.is_staged, report.loss, gradients))
+        found.append((engine._transport._transport.is_staged, report.loss, gradients))
     torch.save(found, folder / f"ways-{dist.get_rank()}.pt")
