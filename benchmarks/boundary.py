@@ -25,7 +25,9 @@ from torch import Tensor
 
 from benchmarks._boundary_cases import SUITES, Spec, items, make_case
 from hetsched.kernels.put import library
+from hetsched.layout.rank_share import rank_share
 from hetsched.runtime.exchange import Channel, Exchange, StepSetup, Transfer, Wire
+from hetsched.runtime.rooms import Rooms
 from hetsched.runtime.transport.links import make_links
 from hetsched.runtime.transport.nccl import BACKEND, NcclCarrier
 from hetsched.runtime.transport.peer import PeerCarrier
@@ -63,16 +65,20 @@ class Ways:
         carrier = NcclCarrier(links, timeout=TIMEOUT) if nccl else PeerCarrier(links, device=self.device)
         streamed = StreamedTransport(carrier, links, device=self.device, timeout=TIMEOUT)
         exchange, transfer = Exchange(self.rank, streamed, device=self.device), Transfer(self.channel, 0)
-        largest = max(
-            (sum(s.num_rows for s in self.case.route if (s.src_rank, s.dst_rank) == p) for p in pairs), default=0
+        columns = [(s.src_rank, s.src_row, s.dst_rank, s.dst_row, s.num_rows) for s in self.case.route]
+        share = rank_share(np.array(columns, np.int64), self.rank, num_rows=len(self.wanted))
+        once = Rooms.by([(0, False), (0, True)])
+        setup = StepSetup(
+            largest_bytes={0: self.case.num_rows * self.channel.row_bytes},
+            rooms={(0, rank): once for rank in range(self.num_ranks)},
         )
-        setup = StepSetup(may_load_kernels=False, largest_bytes={0: largest * self.channel.row_bytes})
 
         def run() -> Tensor:
             with exchange.step(setup):
-                exchange.send(transfer, self.case.route, self.rows)
-                arrived = exchange.receive(transfer, self.case.route, len(self.wanted)).wait()
+                exchange.send(transfer, share, self.rows)
+                arrived = exchange.receive(transfer, share).wait()
                 torch.cuda.current_stream().record_event(self.end)
+                exchange.give_back(transfer)
                 exchange.flush()
             return arrived
 

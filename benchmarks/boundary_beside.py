@@ -19,8 +19,9 @@ import torch
 import torch.distributed as dist
 
 from hetsched.kernels.put import library
-from hetsched.layout.routes import Segment
+from hetsched.layout.rank_share import rank_share
 from hetsched.runtime.exchange import Channel, Exchange, StepSetup, Transfer, Wire
+from hetsched.runtime.rooms import Rooms
 from hetsched.runtime.transport.links import make_links
 from hetsched.runtime.transport.nccl import BACKEND, NcclCarrier
 from hetsched.runtime.transport.peer import PeerCarrier
@@ -51,9 +52,14 @@ class Ring:
         carrier = NcclCarrier(links, timeout=TIMEOUT) if is_nccl else PeerCarrier(links, device=device)
         streamed = StreamedTransport(carrier, links, device=device, timeout=TIMEOUT)
         self._exchange = Exchange(rank, streamed, device=device)
-        self._channel, self._num_rows = Channel(0, HIDDEN, torch.bfloat16, "ring"), message_rows
-        self._route = [Segment(wire.source, 0, wire.destination, 0, message_rows) for wire in wires]
-        self._setup = StepSetup(largest_bytes={0: message_rows * self._channel.row_bytes})
+        self._channel = Channel(0, HIDDEN, torch.bfloat16, "ring")
+        route = np.array([(wire.source, 0, wire.destination, 0, message_rows) for wire in wires])
+        self._share = rank_share(route, rank, num_rows=message_rows)
+        every = range(NUM_MESSAGES)
+        rooms = Rooms.by([*((number, False) for number in every), *((number, True) for number in every)])
+        self._setup = StepSetup(
+            largest_bytes={0: message_rows * self._channel.row_bytes}, rooms={(0, of): rooms for of in range(size)}
+        )
         made = torch.Generator(device)
         self._rows, self._expected = (
             torch.randn(message_rows, HIDDEN, dtype=torch.bfloat16, device=device, generator=made.manual_seed(of))
@@ -70,13 +76,15 @@ class Ring:
         with self._exchange.step(self._setup):
             arriving = []
             for number in range(NUM_MESSAGES):
-                self._exchange.send(Transfer(self._channel, number), self._route, self._rows)
-                arriving.append(self._exchange.receive(Transfer(self._channel, number), self._route, self._num_rows))
+                self._exchange.send(Transfer(self._channel, number), self._share, self._rows)
+                arriving.append(self._exchange.receive(Transfer(self._channel, number), self._share))
             work()
             with torch.cuda.stream(watch):
                 rows = [message.wait() for message in arriving]
                 arrived = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
                 arrived.record()
+                for number in range(NUM_MESSAGES):
+                    self._exchange.give_back(Transfer(self._channel, number))
             self._exchange.flush()
         torch.cuda.synchronize()
         if not all(torch.equal(of, self._expected) for of in rows):

@@ -19,7 +19,8 @@ from hetsched.batch import Item, Placeholder, Sample
 from hetsched.layout.crossing import Crossing, Side, cross
 from hetsched.layout.grid import Grid, Layout
 from hetsched.layout.held import Held
-from hetsched.layout.routes import backward_route_array, forward_route_array, rank_share, segments_of
+from hetsched.layout.rank_share import rank_share
+from hetsched.layout.routes import backward_route_array, forward_route_array
 from hetsched.layout.shares import Share
 from hetsched.layout.tokens import Group, TokenLayout, spread_zigzag
 
@@ -111,7 +112,8 @@ def crossing(sizes: Sizes, rng: np.random.Generator, *, is_sequence_parallel: bo
 def share_of_one_rank(sizes: Sizes, sides: tuple[IntArray, IntArray, IntArray]) -> object:
     """What the first rank of the consumer sends and receives."""
     rank = sizes.first_consumer
-    return rank_share(segments_of(forward_route_array(*sides), rank=rank), rank)
+    num_rows = int(sides[2][sides[2][:, 0] == rank, 3].sum())
+    return rank_share(forward_route_array(*sides), rank, num_rows=num_rows)
 
 
 def milliseconds(run: Callable[[], object]) -> dict[str, float]:

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 from hetsched.runtime.clock import HostClock, Waitable
-from hetsched.runtime.exchange import Channel, Message, StepSetup, Transfer
+from hetsched.runtime.exchange import Channel, Message, OwnMemory, StepSetup, Transfer
 from hetsched.runtime.metered import MeteredTransport
 from hetsched.runtime.recorder import Recorder
 from hetsched.runtime.transport.nccl import NcclReceive
@@ -26,7 +26,7 @@ class Landed:
     def wait(self) -> None: ...
 
 
-class OneMessage:
+class OneMessage(OwnMemory):
     """A transport on streams whose message is there, packed."""
 
     def step(self, setup: StepSetup) -> AbstractContextManager[None]:
@@ -36,7 +36,7 @@ class OneMessage:
         raise AssertionError("nothing leaves this rank")
 
     def receive(self, transfer: Transfer, messages: Mapping[int, Message]) -> StreamedReceive:
-        rooms = {peer: message.room().fill_(1) for peer, message in messages.items()}
+        rooms = {peer: message.packing().fill_(1) for peer, message in messages.items()}
         return StreamedReceive([NcclReceive(Landed(), rooms, messages)])
 
     def flush(self) -> None: ...

@@ -7,7 +7,7 @@ runs with the same produced rows. On either side any rank may hold any runs, and
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -116,58 +116,9 @@ def backward_route_array(
     return _core.backward_route(*_boundary(uses, producers, consumers, host_of), partial=partial)
 
 
-def segments_of(route: IntArray, *, rank: int | None = None) -> tuple[Segment, ...]:
-    """The segments of a route array, in its order; with ``rank`` only those that it sends or receives."""
-    if rank is not None:
-        route = route[(route[:, 0] == rank) | (route[:, 2] == rank)]
+def segments_of(route: IntArray) -> tuple[Segment, ...]:
+    """The segments of a route array, in its order."""
     return tuple(Segment(*row) for row in route.tolist())
-
-
-@dataclass(frozen=True, slots=True)
-class Channel:
-    """What one rank sends to another: one message, its segments' rows one after the other."""
-
-    peer: int
-    segments: tuple[Segment, ...]
-
-    @property
-    def num_rows(self) -> int:
-        return sum(segment.num_rows for segment in self.segments)
-
-
-@dataclass(frozen=True, slots=True)
-class RankShare:
-    """A rank's part of a route.
-
-    Args:
-        sends: what it sends, by receiving rank; never to itself.
-        receives: what it receives, by sending rank; each message is laid out as the sender's.
-        arrivals: all segments that end here, local copies included, in the order in which the segments
-            that reach the same row are summed.
-    """
-
-    sends: tuple[Channel, ...]
-    receives: tuple[Channel, ...]
-    arrivals: tuple[Segment, ...]
-
-
-def rank_share(segments: Iterable[Segment], rank: int) -> RankShare:
-    """The part of a route that ``rank`` sends and receives."""
-    sends: dict[int, list[Segment]] = {}
-    receives: dict[int, list[Segment]] = {}
-    arrivals = []
-    for segment in segments:
-        if segment.dst_rank == rank:
-            arrivals.append(segment)
-            if segment.src_rank != rank:
-                receives.setdefault(segment.src_rank, []).append(segment)
-        elif segment.src_rank == rank:
-            sends.setdefault(segment.dst_rank, []).append(segment)
-    return RankShare(_channels(sends), _channels(receives), tuple(arrivals))
-
-
-def _channels(segments: dict[int, list[Segment]]) -> tuple[Channel, ...]:
-    return tuple(Channel(peer, tuple(segments[peer])) for peer in sorted(segments))
 
 
 def _boundary(

@@ -14,11 +14,11 @@ from hetsched.errors import JobError, PlanError
 from hetsched.graph import make_topology
 from hetsched.kernels.put import library
 from hetsched.plan import Plan
+from hetsched.runtime.channels import Channels
 from hetsched.runtime.report import gather_objects, name_ranks
 from hetsched.runtime.transport.links import make_links
 from hetsched.runtime.transport.nccl import BACKEND
 from hetsched.runtime.transport.streamed import check_queues
-from hetsched.runtime.work import Channels
 
 _CUDA_QUEUES = "8"
 """What CUDA takes where CUDA_DEVICE_MAX_CONNECTIONS is not set."""

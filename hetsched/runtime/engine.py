@@ -19,6 +19,8 @@ from hetsched.graph import make_topology
 from hetsched.ops import take_fault
 from hetsched.parallel.data import sum_gradients
 from hetsched.plan import Plan
+from hetsched.runtime.arrivals import StepRooms, largest_arrivals, step_rooms
+from hetsched.runtime.channels import Channels
 from hetsched.runtime.clock import clock_of
 from hetsched.runtime.context_meter import ContextMeter
 from hetsched.runtime.device import check_ranks, peak_memory_bytes, use_device
@@ -40,7 +42,6 @@ from hetsched.runtime.report import (
     recorded_figures,
 )
 from hetsched.runtime.shapes import SeenShapes
-from hetsched.runtime.sizes import largest_messages
 from hetsched.runtime.trace import RankTrace, measured_timeline
 from hetsched.runtime.transport.checked import CheckedTransport
 from hetsched.runtime.transport.gloo import GlooTransport
@@ -48,7 +49,7 @@ from hetsched.runtime.transport.links import make_links
 from hetsched.runtime.transport.nccl import NcclCarrier
 from hetsched.runtime.transport.peer import PeerCarrier
 from hetsched.runtime.transport.streamed import StreamedTransport
-from hetsched.runtime.work import Channels, RankStep
+from hetsched.runtime.work import RankStep
 from hetsched.schedule.action import Kind
 from hetsched.schedule.program import Program
 from hetsched.sim.overlap import Overlap
@@ -110,6 +111,7 @@ class Engine:
             deferring={a.module for lane in step_program(plan).lanes for a in lane if a.kind is Kind.W},
         )
         self._last_program: Program | None = None
+        self._rooms: tuple[Program, StepRooms] | None = None
         self._upcoming: Prepared | None = None
 
     def step(self, batch: Batch, *, upcoming: Batch | None = None) -> StepReport:
@@ -228,7 +230,22 @@ class Engine:
         sum_gradients(stage, self._groups[name].copies)
 
     def _prepare(self, batch: Batch, *, is_training: bool) -> Prepared:
-        return prepare(self.plan, batch, self._channels, device=self.device, is_training=is_training)
+        return prepare(
+            self.plan,
+            batch,
+            self._channels,
+            device=self.device,
+            rooms_of=self._rooms_of,
+            is_training=is_training,
+        )
+
+    def _rooms_of(self, program: Program) -> StepRooms:
+        """Rows arrive in memory that is lent only where ranks put them there themselves."""
+        if self.plan.transport != "peer":
+            return StepRooms()
+        if self._rooms is None or self._rooms[0] is not program:
+            self._rooms = program, step_rooms(program, self._lanes, self._channels)
+        return self._rooms[1]
 
     def _run(
         self, work: RankStep, step: StepPlan, *, is_training: bool = True, upcoming: Batch | None = None
@@ -238,7 +255,7 @@ class Engine:
                 self._upcoming = self._prepare(upcoming, is_training=True)
 
         self._last_program = step.program
-        setup = self._setup(step, is_training=is_training)
+        setup = self._setup(step, work.rooms, is_training=is_training)
         self.recorder.begin_step()
         for meter in self._meters.values():
             meter.begin_step()
@@ -248,12 +265,12 @@ class Engine:
         self.recorder.end_step()
         return result
 
-    def _setup(self, step: StepPlan, *, is_training: bool) -> StepSetup:
+    def _setup(self, step: StepPlan, rooms: StepRooms, *, is_training: bool) -> StepSetup:
         digest = step.digest if self._is_debug else 0
         if self.device.type == "cpu":
             return StepSetup(digest=digest)
         is_new = self._seen.add(step, is_training=is_training)
-        return StepSetup(is_new, largest_messages(self.plan, step, self._channels), digest)
+        return StepSetup(is_new, largest_arrivals(self.plan, step, self._channels), rooms.by_rank, digest)
 
     def _report(self, batch: Batch, step: StepPlan, result: StepResult) -> StepReport:
         fault = _kernel_fault()

@@ -1,20 +1,22 @@
-"""Moves rows between stages along segments: gathers, sends, receives, and puts them in place.
+"""Moves rows between stages along routes: sends, receives, and puts them in place.
 
 Rows of one route that go from one rank to another travel as one message. Rows that stay on
-their rank are copied without one. Nothing here knows layouts or schedules: it is given segments.
+their rank are copied without one. Nothing here knows layouts or schedules: it is given one rank's share of a route.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 
-from hetsched.layout.routes import Segment
+from hetsched.layout.rank_share import Piece, RankShare, Runs
+from hetsched.runtime.arriving import Arriving, Placed, Receive, Summed, copy_all
+from hetsched.runtime.rooms import Rooms
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +60,12 @@ class Message:
     Args:
         rows: contiguous ``[n, hidden]``; runs of it may be sent from where they lie and received to where they belong.
         runs: first row and number of rows of each.
+        pieces: at the source, for who puts rows into the receiver's room: the same rows, and their places there.
     """
 
     rows: torch.Tensor
-    runs: tuple[tuple[int, int], ...]
+    runs: Runs
+    pieces: tuple[Piece, ...] = ()
 
     @property
     def num_rows(self) -> int:
@@ -72,7 +76,7 @@ class Message:
         parts = self._parts()
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def room(self) -> torch.Tensor:
+    def packing(self) -> torch.Tensor:
         """Contiguous ``[num_rows, hidden]`` to receive the rows in; the place of the one run if there is one."""
         parts = self._parts()
         return parts[0] if len(parts) == 1 else self.rows.new_empty(self.num_rows, self.rows.shape[1])
@@ -87,29 +91,20 @@ class Message:
         return [self.rows[first : first + count] for first, count in self.runs]
 
 
-def copy_all(to: Sequence[torch.Tensor], source: Sequence[torch.Tensor]) -> None:
-    """Copy each tensor to that of the same number, on a GPU in few launches."""
-    torch._foreach_copy_(list(to), list(source))
-
-
-class Receive(Protocol):
-    """Messages on their way."""
-
-    def wait(self) -> None: ...
-
-
 @dataclass(frozen=True, slots=True)
 class StepSetup:
     """What a transport is told of a step before it begins.
 
     Args:
         may_load_kernels: then nothing may wait on a device for a peer.
-        largest_bytes: of the messages of each channel, by tag.
+        largest_bytes: of what arrives on a rank in one transfer of each channel, by tag.
+        rooms: where that lies, by tag and receiving rank, for who lends memory.
         digest: of the step plan, where messages are compared.
     """
 
     may_load_kernels: bool = False
     largest_bytes: Mapping[int, int] = field(default_factory=dict)
+    rooms: Mapping[tuple[int, int], Rooms] = field(default_factory=dict)
     digest: int = 0
 
 
@@ -119,14 +114,41 @@ class Transport(Protocol):
     def step(self, setup: StepSetup) -> AbstractContextManager[None]:
         """What a step runs in; every rank enters it with an equal setup."""
 
+    def room(self, transfer: Transfer, num_rows: int) -> torch.Tensor | None:
+        """Memory ``[num_rows, hidden]`` that senders put rows into, lent until ``give_back``; None if it has none."""
+
+    def give_back(self, transfer: Transfer) -> None:
+        """What reads the room of a transfer is enqueued; there may have been none."""
+
+    def lends(self, rows: torch.Tensor) -> bool:
+        """Whether these rows lie in memory that is lent."""
+
     def send(self, transfer: Transfer, messages: Mapping[int, Message]) -> None:
         """Start sending, by destination; rows must not change until ``flush``."""
 
     def receive(self, transfer: Transfer, messages: Mapping[int, Message]) -> Receive:
-        """Start receiving rows to their places, by source; only ``wait`` says when they are there."""
+        """Start receiving rows to their places, by source; only ``wait`` says when they are there.
+
+        The rows are those of the room, where there is one.
+        """
 
     def flush(self) -> None:
         """Wait until every message of the step has left or arrived."""
+
+
+class OwnMemory:
+    """The part of a Transport that lends no memory: rows arrive in the exchange's."""
+
+    def room(self, transfer: Transfer, num_rows: int) -> torch.Tensor | None:
+        """As in Transport."""
+        return None
+
+    def give_back(self, transfer: Transfer) -> None:
+        """As in Transport."""
+
+    def lends(self, rows: torch.Tensor) -> bool:
+        """As in Transport."""
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,157 +187,64 @@ class Exchange:
         self.sent_bytes = 0
         return self._transport.step(setup)
 
-    def send(self, transfer: Transfer, route: Sequence[Segment], rows: torch.Tensor) -> None:
-        """Start sending what ``route`` takes from ``rows`` (``[n, hidden]``) on this rank; keep what stays here."""
-        rows = rows.detach().to(transfer.channel.dtype).contiguous()
-        by_peer: dict[int, list[tuple[int, int]]] = defaultdict(list)
-        for s in route:
-            if s.src_rank == self._rank:
-                by_peer[s.dst_rank].append((s.src_row, s.num_rows))
-        if by_peer.pop(self._rank, None):
+    def send(self, transfer: Transfer, share: RankShare, rows: torch.Tensor) -> None:
+        """Start sending what this rank's share of a route takes from ``rows`` (``[n, hidden]``); keep what stays."""
+        rows = self.lasting(rows.detach().to(transfer.channel.dtype).contiguous())
+        if share.own:
             self._kept[transfer.channel.tag].append(rows)
-        self._send(transfer, {peer: Message(rows, joined(runs)) for peer, runs in by_peer.items()})
+        self._send(transfer, {peer: Message(rows, of.runs, of.pieces) for peer, of in share.sends.items()})
 
     def _send(self, transfer: Transfer, messages: Mapping[int, Message]) -> None:
         self.sent_bytes += sum(message.num_rows for message in messages.values()) * transfer.channel.row_bytes
         if messages:
             self._transport.send(transfer, messages)
 
-    def receive(self, transfer: Transfer, route: Sequence[Segment], num_rows: int) -> Arriving:
-        """Start receiving what ``route`` brings to this rank: ``[num_rows, hidden]`` once it has arrived."""
-        mine = [s for s in route if s.dst_rank == self._rank]
-        by_source: dict[int, list[Segment]] = defaultdict(list)
-        for s in mine:
-            by_source[s.src_rank].append(s)
-        own = by_source.pop(self._rank, [])
-        kept = self._kept[transfer.channel.tag].popleft() if own else None
-        # Where every row comes once, as always in a forward, there is nothing to add up.
-        if comes_once(mine, num_rows):
-            out = self._empty(transfer.channel, num_rows)
-            places = {peer: joined((s.dst_row, s.num_rows) for s in of) for peer, of in by_source.items()}
-            receive = self._receive(transfer, {peer: Message(out, runs) for peer, runs in places.items()})
-            return Placed(out, [] if kept is None else [(s, kept) for s in own], receive)
-        counts = {peer: sum(s.num_rows for s in of) for peer, of in by_source.items()}
-        buffers = {peer: self._empty(transfer.channel, count) for peer, count in counts.items()}
-        receive = self._receive(transfer, {peer: Message(rows, ((0, len(rows)),)) for peer, rows in buffers.items()})
-        buffers[self._rank] = self._empty(transfer.channel, 0) if kept is None else kept
-        return Summed(mine, buffers, receive, num_rows=num_rows, rank=self._rank)
+    def receive(self, transfer: Transfer, share: RankShare) -> Arriving:
+        """Start receiving what this rank's share brings: ``[share.num_rows, hidden]`` once it has arrived.
 
-    def _receive(self, transfer: Transfer, messages: Mapping[int, Message]) -> Receive | None:
-        return self._transport.receive(transfer, messages) if messages else None
+        The rows may be lent: ``give_back`` ends that.
+        """
+        kept = self._kept[transfer.channel.tag].popleft() if share.own else None
+        room = self._transport.room(transfer, share.room_rows) if share.receives else None
+        is_lent = room is not None
+        if room is None:
+            channel = transfer.channel
+            room = torch.empty(share.room_rows, channel.hidden, dtype=channel.dtype, device=self.device)
+        messages = {peer: Message(room, runs) for peer, runs in share.receives.items()}
+        receive = self._transport.receive(transfer, messages) if messages else None
+        if share.addends is None:
+            return Placed(room, share, kept, receive, is_lent=is_lent)
+        return Summed(room, share, kept, receive, rank=self._rank)
 
-    def _empty(self, channel: Channel, num_rows: int) -> torch.Tensor:
-        return torch.empty(num_rows, channel.hidden, dtype=channel.dtype, device=self.device)
+    def give_back(self, transfer: Transfer) -> None:
+        """Nothing that is enqueued from now on reads the rows of a transfer."""
+        self._transport.give_back(transfer)
+
+    def lasting(self, rows: torch.Tensor) -> torch.Tensor:
+        """The same rows in memory that is not lent: a stage may return what it was given."""
+        return rows.clone() if self._transport.lends(rows) else rows
 
     def signal(self, transfer: Transfer, peers: Collection[int]) -> None:
         """Tell each of the ranks ``peers`` that something is done."""
-        self._send(transfer, {peer: Message(self._token(transfer.channel), ((0, 1),)) for peer in peers})
+        self._send(transfer, {peer: self._token(transfer.channel) for peer in peers})
 
     def await_signals(self, transfer: Transfer, counts: Mapping[int, int]) -> None:
         """Wait until each rank in ``counts`` has signaled so often since the step began."""
         posted: list[Receive] = []
         while waiting := [peer for peer, count in counts.items() if self._signaled[transfer.channel.tag, peer] < count]:
-            tokens = {peer: Message(self._token(transfer.channel), ((0, 1),)) for peer in waiting}
+            tokens = {peer: self._token(transfer.channel) for peer in waiting}
             posted.append(self._transport.receive(transfer, tokens))
             for peer in waiting:
                 self._signaled[transfer.channel.tag, peer] += 1
         for message in posted:
             message.wait()
 
-    def _token(self, channel: Channel) -> torch.Tensor:
-        return torch.zeros(1, channel.hidden, dtype=channel.dtype, device=self.device)
+    def _token(self, channel: Channel) -> Message:
+        token = torch.zeros(1, channel.hidden, dtype=channel.dtype, device=self.device)
+        return Message(token, ((0, 1),), (Piece(0, 0, 1),))
 
     def flush(self) -> None:
         """Wait until every row has left; to be called once a step."""
         self._transport.flush()
         self._signaled.clear()
         assert not any(self._kept.values()), "rows that stay on a rank were never taken"
-
-
-def comes_once(segments: Iterable[Segment], num_rows: int) -> bool:
-    """Whether every one of a rank's ``num_rows`` rows (> 0) is the end of one segment."""
-    end = 0
-    for start, count in sorted((s.dst_row, s.num_rows) for s in segments):
-        if start != end:
-            return False
-        end += count
-    return end == num_rows > 0
-
-
-def joined(runs: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
-    """Runs (first row, number of rows) where each that goes on where the one before ends is one with it."""
-    out: list[tuple[int, int]] = []
-    for first, count in runs:
-        if out and sum(out[-1]) == first:
-            out[-1] = out[-1][0], out[-1][1] + count
-        else:
-            out.append((first, count))
-    return tuple(out)
-
-
-class Arriving(Protocol):
-    """Rows on their way to this rank."""
-
-    def wait(self) -> torch.Tensor:
-        """``[num_rows, hidden]``: each row the sum, in the route's order, of what arrives for it."""
-
-
-class Placed:
-    """Rows that come once each, and land in their places.
-
-    Args:
-        out: where messages put them; from ``wait`` on the caller's.
-        own: segments from this rank, and the rows that they are taken from.
-        receive: of the messages.
-    """
-
-    def __init__(self, out: torch.Tensor, own: Sequence[tuple[Segment, torch.Tensor]], receive: Receive | None) -> None:
-        self._out, self._own, self._receive = out, own, receive
-
-    def wait(self) -> torch.Tensor:
-        """As in Arriving."""
-        # This rank's rows first: they are copied while others are on their way.
-        if self._own:
-            places = [self._out[s.dst_row : s.dst_row + s.num_rows] for s, _ in self._own]
-            copy_all(places, [rows[s.src_row : s.src_row + s.num_rows] for s, rows in self._own])
-        if self._receive is not None:
-            self._receive.wait()
-        return self._out
-
-
-class Summed:
-    """Rows of which some come more than once, or not at all.
-
-    Args:
-        segments: those that end here, in the order in which their rows are summed.
-        sources: by rank what its segments are taken from: of others their messages, of this rank its own rows.
-        receive: of the messages.
-        num_rows: that arrive.
-        rank: this one.
-    """
-
-    def __init__(
-        self,
-        segments: Sequence[Segment],
-        sources: Mapping[int, torch.Tensor],
-        receive: Receive | None,
-        *,
-        num_rows: int,
-        rank: int,
-    ) -> None:
-        self._segments, self._sources, self._receive = segments, sources, receive
-        self._num_rows, self._rank = num_rows, rank
-
-    def wait(self) -> torch.Tensor:
-        """As in Arriving."""
-        if self._receive is not None:
-            self._receive.wait()
-        own = self._sources[self._rank]
-        out = own.new_zeros(self._num_rows, own.shape[1])
-        taken: dict[int, int] = defaultdict(int)
-        for s in self._segments:
-            # A message holds its segments one after the other.
-            first = s.src_row if s.src_rank == self._rank else taken[s.src_rank]
-            taken[s.src_rank] += s.num_rows
-            out[s.dst_row : s.dst_row + s.num_rows] += self._sources[s.src_rank][first : first + s.num_rows]
-        return out

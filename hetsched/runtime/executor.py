@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hetsched.errors import DataError
-from hetsched.layout.routes import Segment
-from hetsched.runtime.exchange import Arriving, Exchange, Transfer
+from hetsched.layout.rank_share import RankShare
+from hetsched.runtime.arriving import Arriving
+from hetsched.runtime.exchange import Exchange, Transfer
 from hetsched.runtime.lifetime import last_uses
 from hetsched.runtime.recorder import Recorder
 from hetsched.runtime.stage import BoundaryRows, StageMeta
@@ -52,6 +53,9 @@ class StepWork(Protocol):
     def signals_from(self, action: Action) -> Iterable[tuple[Transfer, Mapping[int, int]]]:
         """How many signals of which ranks an encoder's forward awaits."""
 
+    def given_back(self, place: int) -> Iterable[Transfer]:
+        """Whose rows nothing reads after the action at a place of the list, where rows are lent."""
+
     def boundary_index(self, edge: str, microbatch: int) -> Tensor: ...
 
     def no_rows(self, edge: str) -> Tensor:
@@ -68,11 +72,10 @@ class StepWork(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """One microbatch of one edge in one direction: its segments, and the rows that arrive here."""
+    """One microbatch of one edge in one direction, and this rank's share of it."""
 
     transfer: Transfer
-    route: tuple[Segment, ...]
-    num_rows: int
+    share: RankShare
 
 
 @dataclass
@@ -155,6 +158,8 @@ class Executor:
                 self._signal(action)
                 for key in done_with.get(place, ()):
                     self._live.pop(key, None)
+                for transfer in work.given_back(place):
+                    self._exchange.give_back(transfer)
         meanwhile()
         self._exchange.flush()
         assert not self._arriving, f"received and never used: {list(self._arriving)}"
@@ -217,7 +222,9 @@ class Executor:
         self._result.loss_sum += loss_sum.detach()
         self._result.weight += weight
         if extras:
-            self._result.extras[a.module, microbatch] = tuple(extras)
+            self._result.extras[a.module, microbatch] = tuple(
+                self._exchange.lasting(x) if isinstance(x, Tensor) else x for x in extras
+            )
         scaled: Tensor = loss_sum / self._work.divisor
         return scaled
 
@@ -270,7 +277,7 @@ class Executor:
                     f"stage {a.stage} of module {module} returned {list(live.output.shape)}, but the plan "
                     f"declares rows of {hidden}; change the stage or `hidden`"
                 )
-            self._exchange.send(move.transfer, move.route, live.output)
+            self._exchange.send(move.transfer, move.share, live.output)
 
     def _send_backward(self, a: Action) -> None:
         for m in a.microbatches:
@@ -282,13 +289,12 @@ class Executor:
             assert leaf is not None
             gradient = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
             move = self._work.move(a, m)
-            self._exchange.send(move.transfer, move.route, gradient)
+            self._exchange.send(move.transfer, move.share, gradient)
 
     def _receive(self, a: Action) -> None:
         for m in a.microbatches:
             move = self._work.move(a, m)
-            arriving = self._exchange.receive(move.transfer, move.route, move.num_rows)
-            self._arriving[a.module, a.kind, a.stage, m] = arriving
+            self._arriving[a.module, a.kind, a.stage, m] = self._exchange.receive(move.transfer, move.share)
 
     def _from_neighbor(self, a: Action, kind: Kind, m: int) -> Tensor | None:
         """What the stage before (RECV_F) or after (RECV_B) made: received, or handed over on this rank."""
@@ -304,7 +310,10 @@ class Executor:
 
     def _arrived(self, module_or_edge: str, kind: Kind, stage: int, m: int) -> Tensor | None:
         arriving = self._arriving.pop((module_or_edge, kind, stage, m), None)
-        return None if arriving is None else arriving.wait()
+        if arriving is None:
+            return None
+        # Autograd may keep what a backward is given, as a parameter's gradient say, so that is never lent.
+        return arriving.take() if kind is Kind.RECV_B else arriving.wait()
 
     def _reduce_gradients(self, a: Action) -> None:
         with self._recorder.waiting():

@@ -24,6 +24,23 @@ def last_uses(actions: Sequence[Action]) -> dict[int, list[Key]]:
     return result
 
 
+def last_reads(actions: Sequence[Action]) -> dict[tuple[str, int, int, bool], int]:
+    """Where in a lane's list a stage's microbatch last reads what it received: module, stage, microbatch and whether
+    that is its gradient, which the backward takes. What it received to work on is read by whatever touches the
+    microbatch, and by the weight gradient that is deferred from its backward."""
+    last: dict[tuple[str, int, int, bool], int] = {}
+    for place, action in enumerate(actions):
+        for key in _touched(action):
+            last[*key, False] = place
+        for part in action.flat():
+            for m in part.microbatches:
+                if part.kind is Kind.W:
+                    last[part.module, part.stage, m, False] = place
+                elif part.kind in (Kind.B, Kind.I):
+                    last[part.module, part.stage, m, True] = place
+    return last
+
+
 def _touched(action: Action) -> Iterator[Key]:
     for part in action.flat():
         for m in part.microbatches:

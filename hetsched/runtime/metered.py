@@ -6,7 +6,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from hetsched.runtime.exchange import Message, Receive, StepSetup, Transfer, Transport
+import torch
+
+from hetsched.runtime.arriving import Receive
+from hetsched.runtime.exchange import Message, StepSetup, Transfer, Transport
 from hetsched.runtime.recorder import Recorder, Wait
 from hetsched.runtime.transport.streamed import StreamedReceive
 
@@ -94,6 +97,18 @@ class MeteredTransport:
         self._sent, self._received = [], []
         with self._transport.step(setup):
             yield
+
+    def room(self, transfer: Transfer, num_rows: int) -> torch.Tensor | None:
+        """As in Transport."""
+        return self._transport.room(transfer, num_rows)
+
+    def give_back(self, transfer: Transfer) -> None:
+        """As in Transport."""
+        self._transport.give_back(transfer)
+
+    def lends(self, rows: torch.Tensor) -> bool:
+        """As in Transport."""
+        return self._transport.lends(rows)
 
     def send(self, transfer: Transfer, messages: Mapping[int, Message]) -> None:
         """As in Transport."""

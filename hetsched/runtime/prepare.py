@@ -5,6 +5,7 @@ It waits for nobody, so the next step can be prepared while GPUs work on this on
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,8 +14,11 @@ import torch.distributed as dist
 from hetsched.batch import Batch
 from hetsched.errors import DataError
 from hetsched.plan import Plan
+from hetsched.runtime.arrivals import StepRooms
+from hetsched.runtime.channels import Channels
 from hetsched.runtime.report import gather_objects, name_ranks
-from hetsched.runtime.work import Channels, RankStep
+from hetsched.runtime.work import RankStep
+from hetsched.schedule.program import Program
 from hetsched.stepplan import StepPlan, plan_step
 
 
@@ -52,7 +56,13 @@ class Prepared:
 
 
 def prepare(
-    plan: Plan, batch: Batch, channels: Channels, *, device: torch.device, is_training: bool = True
+    plan: Plan,
+    batch: Batch,
+    channels: Channels,
+    *,
+    device: torch.device,
+    rooms_of: Callable[[Program], StepRooms],
+    is_training: bool = True,
 ) -> Prepared:
     """Plan a batch's step and load what this rank needs of it.
 
@@ -61,13 +71,14 @@ def prepare(
         batch: the same on every rank.
         channels: of the plan.
         device: where tensors go.
+        rooms_of: where a program's rows arrive.
         is_training: False for the forwards alone.
     """
     try:
         step = plan_step(plan, batch.samples, is_training=is_training)
     except DataError as error:
         return Prepared(batch, None, None, unfit=error)
-    work = RankStep(plan, step, rank=dist.get_rank(), channels=channels, device=device)
+    work = RankStep(plan, step, rank=dist.get_rank(), channels=channels, device=device, rooms=rooms_of(step.program))
     try:
         work.load(batch)
     except DataError as error:

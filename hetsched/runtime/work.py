@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import permutations, product
+from itertools import product
 from typing import TypeVar
 
 import torch
@@ -13,10 +13,12 @@ from torch import Tensor
 from hetsched.batch import Batch
 from hetsched.graph import make_topology
 from hetsched.layout.held import Held
-from hetsched.layout.routes import Segment, segments_of
+from hetsched.layout.rank_share import rank_share, whole
 from hetsched.layout.tokens import positions_of
 from hetsched.plan import Plan
-from hetsched.runtime.exchange import Channel, Transfer, Wire
+from hetsched.runtime.arrivals import StepRooms
+from hetsched.runtime.channels import Channels, Key, key_of
+from hetsched.runtime.exchange import Transfer
 from hetsched.runtime.executor import Move
 from hetsched.runtime.feed import integers, load_held, make_meta, to_device
 from hetsched.runtime.stage import BoundaryRows, StageMeta
@@ -25,58 +27,6 @@ from hetsched.sim.credits import ShareKey
 from hetsched.stepplan import StepPlan
 
 T = TypeVar("T")
-_FORWARD = (Kind.SEND_F, Kind.RECV_F)
-_WAY = {True: "forward", False: "backward"}
-
-
-class Channels:
-    """The channels of a plan: one per direction of every boundary and of every pair of neighboring stages."""
-
-    def __init__(self, plan: Plan) -> None:
-        self._channels: dict[tuple[str, int, bool], Channel] = {}
-        self._wires: list[Wire] = []
-        for boundary in plan.boundaries:
-            dtype = getattr(torch, boundary.dtype or plan.dtype)
-            last = plan.modules[boundary.producer].layout.num_stages - 1
-            ends = (_holders(plan, boundary.producer, last), _holders(plan, boundary.consumer, boundary.stage))
-            self._add((boundary.name, 0), plan.boundary_hidden(boundary), dtype, list(product(*ends)))
-        for module, grid in plan.grids.items():
-            for stage in range(grid.layout.num_stages - 1):
-                ends = (_holders(plan, module, stage), _holders(plan, module, stage + 1))
-                pairs = list(zip(*ends, strict=True))
-                self._add((module, stage), plan.hidden(module), getattr(torch, plan.dtype), pairs)
-        self._signals = {b.producer: self._add_signals(plan, b.producer) for b in plan.boundaries}
-
-    def _add(self, edge: tuple[str, int], hidden: int, dtype: torch.dtype, pairs: Sequence[tuple[int, int]]) -> None:
-        name = edge[0] if "->" in edge[0] else f"{edge[0]} stages {edge[1]} and {edge[1] + 1}"
-        for is_forward in (True, False):
-            channel = Channel(len(self._channels), hidden, dtype, f"{name}, {_WAY[is_forward]}")
-            self._channels[*edge, is_forward] = channel
-            for pair in pairs:
-                source, destination = pair if is_forward else pair[::-1]
-                if source != destination:
-                    self._wires.append(Wire(channel.tag, source, destination, channel.name))
-
-    def _add_signals(self, plan: Plan, encoder: str) -> Channel:
-        tag = len(self._channels) + [b.producer for b in plan.boundaries].index(encoder)
-        channel = Channel(tag, 1, torch.uint8, f"{encoder}, signals that a microbatch is given up", is_signal=True)
-        if plan.schedule.in_flight is not None:
-            pairs = permutations(plan.grids[encoder].ranks, 2)
-            self._wires.extend(Wire(tag, source, destination, channel.name) for source, destination in pairs)
-        return channel
-
-    @property
-    def wires(self) -> tuple[Wire, ...]:
-        """Each channel between each pair of ranks that it may connect, in the same order on every rank."""
-        return tuple(self._wires)
-
-    def of(self, edge: str, stage: int, *, is_forward: bool) -> Channel:
-        """The channel of a boundary (stage 0), or from ``stage`` of a module to the next."""
-        return self._channels[edge, stage, is_forward]
-
-    def of_signals(self, module: str) -> Channel:
-        """The channel on which an encoder's microbatches tell that their state is given up."""
-        return self._signals[module]
 
 
 class RankStep:
@@ -87,20 +37,30 @@ class RankStep:
         rank: this process.
         channels: of the plan.
         device: where tensors live.
+        rooms: where rows arrive in memory that is lent.
     """
 
-    def __init__(self, plan: Plan, step: StepPlan, *, rank: int, channels: Channels, device: torch.device) -> None:
-        self.divisor = step.divisor
+    def __init__(
+        self,
+        plan: Plan,
+        step: StepPlan,
+        *,
+        rank: int,
+        channels: Channels,
+        device: torch.device,
+        rooms: StepRooms | None = None,
+    ) -> None:
+        self.divisor, self.rooms = step.divisor, StepRooms() if rooms is None else rooms
         self._plan, self._step, self._rank, self._channels, self._device = plan, step, rank, channels, device
         self._where = {name: grid.coordinates(rank) for name, grid in plan.grids.items() if rank in grid}
         _, self._ranks_of = make_topology(plan)
         self._lane = next(lane for lane, ranks in enumerate(self._ranks_of) if rank in ranks)
         self._metas: dict[tuple[str, int], StageMeta] = {}
         self._indices: dict[tuple[str, int], Tensor] = {}
-        self._routes: dict[tuple[str, int, bool], tuple[Segment, ...]] = {}
+        self._moves: dict[tuple[Key, int], Move] = {}
 
     def load(self, batch: Batch) -> None:
-        """Load the shares whose first or last stage is on this rank, and put all that the step asks for on the device.
+        """Load what the first or last stages on this rank are given, and put all that the step asks for on the device.
 
         Raises:
             DataError: as by hetsched.runtime.feed.load_held.
@@ -118,8 +78,31 @@ class RankStep:
             if self._rank in crossing.index:
                 positions = positions_of(*crossing.index[self._rank].T)
                 self._indices[key] = integers(positions, torch.int64, device=self._device)
-            for is_forward, route in ((True, crossing.forward), (False, crossing.backward)):
-                self._routes[*key, is_forward] = segments_of(route, rank=self._rank)
+        self._moves.update(self._over_boundaries())
+        self._moves.update(self._between_stages())
+
+    def _over_boundaries(self) -> Iterator[tuple[tuple[Key, int], Move]]:
+        for (edge, m), crossing in self._step.crossings.items():
+            arriving = crossing.num_arriving(self._rank) if self._rank in crossing.index else 0
+            made = crossing.produced.get(self._rank, 0)
+            for is_forward, route, num_rows in ((True, crossing.forward, arriving), (False, crossing.backward, made)):
+                key = edge, 0, is_forward
+                share = rank_share(route, self._rank, num_rows=num_rows)
+                yield (key, m), Move(Transfer(self._channels.of(key), m), share)
+
+    def _between_stages(self) -> Iterator[tuple[tuple[Key, int], Move]]:
+        for module, at in self._where.items():
+            grid = self._plan.grids[module]
+            for stage in range(grid.layout.num_stages - 1):
+                pps = (self._plan.pipeline_rank(module, s) for s in (stage, stage + 1))
+                ends = [grid.rank(cp=at.cp, dp=at.dp, pp=pp) for pp in pps]
+                if self._rank not in ends or ends[0] == ends[1]:
+                    continue
+                for is_forward, m in product((True, False), range(self._plan.microbatches)):
+                    source, destination = ends if is_forward else ends[::-1]
+                    share = whole(source, destination, self.num_tokens(module, m), rank=self._rank)
+                    key = module, stage, is_forward
+                    yield (key, m), Move(Transfer(self._channels.of(key), m), share)
 
     def num_tokens(self, module: str, microbatch: int) -> int:
         return self._held(module, microbatch).num_tokens(self._where[module].cp)
@@ -141,31 +124,10 @@ class RankStep:
         return microbatch in self._step.recomputed.get(module, ())
 
     def move(self, action: Action, microbatch: int) -> Move:
-        is_forward = action.kind in _FORWARD
-        if "->" in action.module:
-            return self._boundary_move(action, microbatch, is_forward)
-        goes_on = action.kind in (Kind.SEND_F, Kind.RECV_B)
-        stage = action.stage if goes_on else action.stage - 1
-        num_tokens, at = self.num_tokens(action.module, microbatch), self._where[action.module]
-        grid = self._plan.grids[action.module]
-        pps = (self._plan.pipeline_rank(action.module, s) for s in (stage, stage + 1))
-        first, second = (grid.rank(cp=at.cp, dp=at.dp, pp=pp) for pp in pps)
-        ends = (first, second) if is_forward else (second, first)
-        route = (Segment(ends[0], 0, ends[1], 0, num_tokens),) if num_tokens else ()
-        channel = self._channels.of(action.module, stage, is_forward=is_forward)
-        return Move(Transfer(channel, microbatch), route, num_tokens)
+        return self._moves[key_of(action.module, action.stage, action.kind), microbatch]
 
-    def _boundary_move(self, action: Action, microbatch: int, is_forward: bool) -> Move:
-        step = self._step.crossings[action.module, microbatch]
-        channel = self._channels.of(action.module, 0, is_forward=is_forward)
-        if action.kind is Kind.RECV_F:
-            num_rows = step.num_arriving(self._rank)
-        elif action.kind is Kind.RECV_B:
-            num_rows = step.produced[self._rank]
-        else:
-            num_rows = 0
-        route = self._routes[action.module, microbatch, is_forward]
-        return Move(Transfer(channel, microbatch), route, num_rows)
+    def given_back(self, place: int) -> Iterable[Transfer]:
+        return self.rooms.ends[self._lane].get(place, ()) if self.rooms.ends else ()
 
     def signals_to(self, action: Action) -> Iterable[tuple[Transfer, Collection[int]]]:
         for m, lanes in self._of_share(self._step.signals.given, action, Kind.B):
@@ -189,7 +151,7 @@ class RankStep:
         return self._indices[edge, microbatch]
 
     def no_rows(self, edge: str) -> Tensor:
-        channel = self._channels.of(edge, 0, is_forward=True)
+        channel = self._channels.of((edge, 0, True))
         return torch.empty(0, channel.hidden, dtype=channel.dtype, device=self._device)
 
     def incoming(self, module: str, stage: int) -> Iterable[str]:
@@ -204,8 +166,3 @@ class RankStep:
 
     def _held(self, module: str, microbatch: int) -> Held:
         return self._step.shares[module, microbatch][self._where[module].dp]
-
-
-def _holders(plan: Plan, module: str, stage: int) -> list[int]:
-    """The ranks of a stage; those at the same place for two stages of a module share their rows."""
-    return list(plan.grids[module].pipeline_rank(plan.pipeline_rank(module, stage)))

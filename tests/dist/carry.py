@@ -11,8 +11,9 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from hetsched.layout.routes import segments_of
-from hetsched.runtime.exchange import Arriving, Channel, Exchange, Transfer
+from hetsched.layout.rank_share import rank_share
+from hetsched.runtime.arriving import Arriving
+from hetsched.runtime.exchange import Channel, Exchange, Transfer
 from hetsched.runtime.transport.gloo import GlooTransport
 from tests.dist.mutants import apply_mutant
 
@@ -69,9 +70,9 @@ def _post(exchange: Exchange, rank: int, number: int, load: Load) -> list[tuple[
         (FORWARD, load.forward, load.rows, load.gradients),
         (BACKWARD, load.backward, load.gradients, load.rows),
     ):
-        mine, before = segments_of(route, rank=rank), exchange.sent_bytes
+        share, before = rank_share(route, rank, num_rows=len(there.get(rank, ()))), exchange.sent_bytes
         if rank in here:
-            exchange.send(Transfer(channel, number), mine, torch.from_numpy(here[rank]))
-        arriving = exchange.receive(Transfer(channel, number), mine, len(there[rank])) if rank in there else None
+            exchange.send(Transfer(channel, number), share, torch.from_numpy(here[rank]))
+        arriving = exchange.receive(Transfer(channel, number), share) if rank in there else None
         posted.append((arriving, exchange.sent_bytes - before))
     return posted

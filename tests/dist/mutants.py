@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -11,7 +12,8 @@ import torch.distributed as dist
 
 from hetsched.parallel import data
 from hetsched.runtime import engine
-from hetsched.runtime.exchange import Arriving, Exchange, Summed
+from hetsched.runtime.arriving import Arriving, Summed
+from hetsched.runtime.exchange import Exchange
 from hetsched.runtime.executor import Executor
 from hetsched.schedule.action import Kind
 
@@ -57,9 +59,15 @@ class _Dropping:
         self._arriving = arriving
 
     def wait(self) -> torch.Tensor:
-        out = self._arriving.wait()
-        out[:1] = 0
-        return out
+        return self._without_first(self._arriving.wait())
+
+    def take(self) -> torch.Tensor:
+        return self._without_first(self._arriving.take())
+
+    @staticmethod
+    def _without_first(rows: torch.Tensor) -> torch.Tensor:
+        rows[:1] = 0
+        return rows
 
 
 def _no_sum_in_backward() -> Any:
@@ -68,12 +76,12 @@ def _no_sum_in_backward() -> Any:
     def last_wins(self: Summed) -> torch.Tensor:
         seen: set[int] = set()
         kept = []
-        for s in reversed(self._segments):
-            rows = set(range(s.dst_row, s.dst_row + s.num_rows))
+        for of in reversed(self._share.addends or ()):
+            rows = set(range(of.to_row, of.to_row + of.num_rows))
             if not rows & seen:
-                kept.append(s)
+                kept.append(of)
             seen |= rows
-        self._segments = kept[::-1]
+        self._share = replace(self._share, addends=tuple(kept[::-1]))
         return original(self)
 
     return mock.patch.object(Summed, "wait", last_wins)

@@ -1,20 +1,23 @@
-"""The peer transport's arena: no two wires share memory, and messages' sizes are known before a step."""
+"""The peer transport's arena: nobody shares memory, and what arrives in a step fits what is made for it before."""
 
 from __future__ import annotations
 
 from itertools import pairwise, permutations, product
 
 import pytest
+import torch
 
 from hetsched.graph import make_topology
-from hetsched.layout.routes import segments_of
 from hetsched.plan import Plan
-from hetsched.runtime.exchange import Wire
-from hetsched.runtime.sizes import largest_messages
+from hetsched.runtime.arrivals import largest_arrivals, step_rooms
+from hetsched.runtime.channels import Channels, key_of
+from hetsched.runtime.exchange import Transfer, Wire
 from hetsched.runtime.transport.links import Link, make_links
-from hetsched.runtime.transport.peer import NUM_SLOTS, PART_BYTES, cut, place_wires, turn_of
-from hetsched.runtime.work import Channels
+from hetsched.runtime.transport.peer import place, turn_of
+from hetsched.runtime.work import RankStep
+from hetsched.schedule.action import Kind
 from hetsched.stepplan import plan_step
+from hetsched.stepprogram import step_program
 from tests.dist.plans import make_plan
 from tests.dist.ragged import RaggedSource
 
@@ -28,63 +31,53 @@ CUT = make_plan(
 )
 
 
-def test_no_byte_of_an_arena_belongs_to_two_wires() -> None:
+def test_no_byte_of_an_arena_belongs_to_two() -> None:
     wires = [Wire(tag, s, d, "") for tag in range(3) for s, d in permutations(range(4), 2)]
     slot_bytes = {0: 0, 1: 128, 2: 1280}
-    places, num_bytes = place_wires(wires, slot_bytes)
+    num_slots = {(tag, rank): (tag + rank) % 4 for tag in range(3) for rank in range(4)}
+    places = place(wires, num_slots, slot_bytes)
     for rank in range(4):
-        spans = [(p.arrived, 4) for w, p in places.items() if w.destination == rank]
-        spans += [(p.taken, 4) for w, p in places.items() if w.source == rank]
-        spans += [(p.slots, NUM_SLOTS * slot_bytes[w.tag]) for w, p in places.items() if w.destination == rank]
+        spans = [(at, 4) for wire, at in places.arrived.items() if wire.destination == rank]
+        spans += [(at, 4) for wire, at in places.returned.items() if wire.source == rank]
+        spans += [(at, num_slots[of] * slot_bytes[of[0]]) for of, at in places.slots.items() if of[1] == rank]
+        assert len(spans) == 3 * (3 + 3 + 1)
         spans.sort()
         assert all(start + size <= after for (start, size), (after, _) in pairwise(spans))
-        assert all(start % 128 == 0 and start + size <= num_bytes for start, size in spans)
+        assert all(start % 128 == 0 and start + size <= places.num_bytes for start, size in spans)
 
 
 @pytest.mark.parametrize("plan", [PLAN, CUT], ids=["dp 2", "cp 2"])
-def test_the_largest_messages_are_those_of_the_routes_and_shares(plan: Plan) -> None:
+def test_what_arrives_on_a_rank_fits_its_room(plan: Plan) -> None:
     channels, source = Channels(plan), RaggedSource(0, items="many")
     step = plan_step(plan, [source.describe(i) for i in range(17)])
-    largest = largest_messages(plan, step, channels)
+    largest = largest_arrivals(plan, step, channels)
     seen: dict[int, int] = {}
-    for (edge, _), crossing in step.crossings.items():
-        for is_forward, array in ((True, crossing.forward), (False, crossing.backward)):
-            channel, route = channels.of(edge, 0, is_forward=is_forward), segments_of(array)
-            for ends in {(s.src_rank, s.dst_rank) for s in route if s.src_rank != s.dst_rank}:
-                rows = sum(s.num_rows for s in route if (s.src_rank, s.dst_rank) == ends)
-                num_bytes = rows * channel.hidden * channel.dtype.itemsize
-                seen[channel.tag] = max(seen.get(channel.tag, 0), num_bytes)
-    assert seen
-    assert {tag: largest[tag] for tag in seen} == seen
-    tokens = max(
-        len(held.positions(cp))
-        for (module, _), replicas in step.shares.items()
-        for held in replicas
-        for cp in range(plan.modules[module].layout.cp)
-        if module == "llm"
-    )
-    pipeline = channels.of("llm", 0, is_forward=False)
-    assert largest[pipeline.tag] == tokens * pipeline.hidden * pipeline.dtype.itemsize
+    for rank in range(plan.world_size):
+        work = RankStep(plan, step, rank=rank, channels=channels, device=torch.device("cpu"))
+        for move in (*dict(work._over_boundaries()).values(), *dict(work._between_stages()).values()):
+            tag = move.transfer.channel.tag
+            if move.share.receives:
+                seen[tag] = max(seen.get(tag, 0), move.share.room_rows * move.transfer.channel.row_bytes)
+    assert len(seen) > 3
+    assert all(largest[tag] >= num_bytes for tag, num_bytes in seen.items())
+    # Rows of one rank that are no message take room as well, where they lie between those of others.
+    assert any(largest[tag] == num_bytes for tag, num_bytes in seen.items())
 
 
-def test_every_wire_of_a_plan_has_a_place_and_a_link() -> None:
-    wires = Channels(PLAN).wires
+def test_every_wire_of_a_plan_has_places_and_a_link_and_every_receive_a_room() -> None:
+    channels = Channels(PLAN)
     _, lanes = make_topology(PLAN)
-    places, _ = place_wires(wires, {wire.tag: 128 for wire in wires})
-    assert set(places) == {wire for link in make_links(wires, lanes) for wire in link.wires}
-
-
-@pytest.mark.parametrize("row_bytes", [8192, PART_BYTES - 1, PART_BYTES, PART_BYTES + 1])
-@pytest.mark.parametrize("num_rows", [1, 2, 3, 4095, 4096, 4097, 32768, 40001])
-def test_parts_are_as_few_as_their_size_allows_and_equal_to_a_row(num_rows: int, row_bytes: int) -> None:
-    ends = cut(num_rows, row_bytes)
-    sizes = [end - start for start, end in pairwise([0, *ends])]
-    assert ends[-1] == num_rows
-    assert max(sizes) - min(sizes) <= 1
-    assert min(sizes) >= 1
-    # Equal parts may exceed the size by less than a row; a part of one row may be as large as it is.
-    assert (max(sizes) - 1) * row_bytes < PART_BYTES
-    assert len(ends) == min(num_rows, -(-num_rows * row_bytes // PART_BYTES))
+    program = step_program(PLAN)
+    rooms = step_rooms(program, lanes, channels)
+    places = place(channels.wires, {of: r.num_slots for of, r in rooms.by_rank.items()}, {})
+    assert set(places.arrived) == {wire for link in make_links(channels.wires, lanes) for wire in link.wires}
+    inboxes = {(wire.tag, wire.destination) for wire in channels.wires}
+    assert set(rooms.by_rank) <= inboxes == set(places.slots)
+    given_back = sorted(str(transfer) for lane in rooms.ends for of in lane.values() for transfer in of)
+    received = [a for lane in program.lanes for a in lane if a.kind in (Kind.RECV_F, Kind.RECV_B)]
+    assert given_back == sorted(
+        str(Transfer(channels.of(key_of(a.module, a.stage, a.kind)), m)) for a in received for m in a.microbatches
+    )
 
 
 @pytest.mark.parametrize("sources", [1, 2, 3, 4])

@@ -7,18 +7,20 @@ from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 
+import numpy as np
 import pytest
 import torch
 
+from hetsched.layout.rank_share import RankShare, rank_share
 from hetsched.layout.routes import Segment
-from hetsched.runtime.exchange import Channel, Exchange, Message, StepSetup, Transfer
+from hetsched.runtime.exchange import Channel, Exchange, Message, OwnMemory, StepSetup, Transfer
 
 HIDDEN = 3
 ME = 1
 TRANSFER = Transfer(Channel(0, HIDDEN, torch.float64, ""), 0)
 
 
-class Deliver:
+class Deliver(OwnMemory):
     """A transport that has only what others sent, and delivers it once that is waited for."""
 
     def __init__(self, sent: Mapping[int, torch.Tensor]) -> None:
@@ -36,18 +38,24 @@ class Deliver:
 
     def wait(self) -> None:
         for source, message in self._messages.items():
-            room = message.room()
-            room.copy_(self._sent[source][: message.num_rows])
-            message.unpack(room)
+            packed = message.packing()
+            packed.copy_(self._sent[source][: message.num_rows])
+            message.unpack(packed)
 
     def flush(self) -> None: ...
 
 
+def share_of(segments: list[Segment], num_rows: int) -> RankShare:
+    """What this rank does of a route."""
+    columns = [(s.src_rank, s.src_row, s.dst_rank, s.dst_row, s.num_rows) for s in segments]
+    return rank_share(np.array(columns, np.int64).reshape(-1, 5), ME, num_rows=num_rows)
+
+
 def receive(segments: list[Segment], rows: dict[int, torch.Tensor], num_rows: int) -> torch.Tensor:
     """What arrives on this rank of its own rows and of what others sent."""
-    exchange = Exchange(ME, Deliver(rows), device=torch.device("cpu"))
-    exchange.send(TRANSFER, [s for s in segments if s.src_rank == ME], rows[ME])
-    return exchange.receive(TRANSFER, segments, num_rows).wait()
+    exchange, share = Exchange(ME, Deliver(rows), device=torch.device("cpu")), share_of(segments, num_rows)
+    exchange.send(TRANSFER, share, rows[ME])
+    return exchange.receive(TRANSFER, share).wait()
 
 
 def draw(seed: int, *, once: bool) -> tuple[list[Segment], dict[int, torch.Tensor], int]:
@@ -101,9 +109,9 @@ def test_where_each_row_comes_once_messages_land_in_what_is_handed_out(seed: int
     """A copy less: those that are one run there are received where they stay."""
     segments, rows, num_rows = draw(seed, once=True)
     transport = Deliver(rows)
-    exchange = Exchange(ME, transport, device=torch.device("cpu"))
-    exchange.send(TRANSFER, [s for s in segments if s.src_rank == ME], rows[ME])
-    arriving = exchange.receive(TRANSFER, segments, num_rows)
+    exchange, share = Exchange(ME, transport, device=torch.device("cpu")), share_of(segments, num_rows)
+    exchange.send(TRANSFER, share, rows[ME])
+    arriving = exchange.receive(TRANSFER, share)
     if any(s.src_rank != ME for s in segments):
         out = arriving.wait()
         assert all(message.rows is out for message in transport._messages.values())

@@ -11,11 +11,11 @@ import torch.distributed as dist
 
 from hetsched.errors import PlanError
 from hetsched.plan import parse_plan
+from hetsched.runtime.channels import Channels
 from hetsched.runtime.device import Seat, check_devices, what_is_wrong
 from hetsched.runtime.exchange import Channel, Transfer, Wire
 from hetsched.runtime.transport.links import Link
 from hetsched.runtime.transport.streamed import Pending, check_queues, what_is_missing
-from hetsched.runtime.work import Channels
 from hetsched.train import run
 from hetsched.train.run import train_plan
 from tests.dist.faulty import start_with

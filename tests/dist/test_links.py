@@ -7,9 +7,9 @@ from itertools import product
 import pytest
 
 from hetsched.graph import make_topology
+from hetsched.runtime.channels import Channels
 from hetsched.runtime.exchange import Wire
 from hetsched.runtime.transport.links import Link, make_links
-from hetsched.runtime.work import Channels
 from tests.dist.plans import make_plan
 
 

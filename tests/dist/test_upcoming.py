@@ -11,9 +11,9 @@ from hetsched.batch import Batch
 from hetsched.models.multimodal import builders
 from hetsched.plan import Plan
 from hetsched.runtime import engine as engine_module
+from hetsched.runtime.channels import Channels
 from hetsched.runtime.engine import Engine
 from hetsched.runtime.prepare import Prepared
-from hetsched.runtime.work import Channels
 from tests.dist.plans import make_plan
 from tests.dist.pool import Pool
 from tests.dist.ragged import RaggedSource

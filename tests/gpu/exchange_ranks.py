@@ -7,12 +7,16 @@ from datetime import timedelta
 from itertools import pairwise
 from unittest import mock
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from hetsched.layout.rank_share import RankShare, rank_share
 from hetsched.layout.routes import Segment
-from hetsched.runtime.exchange import Channel, Exchange, StepSetup, Summed, Transfer, Wire
+from hetsched.runtime.arriving import Summed
+from hetsched.runtime.exchange import Channel, Exchange, StepSetup, Transfer, Wire
+from hetsched.runtime.rooms import Rooms
 from hetsched.runtime.transport.links import make_links
 from hetsched.runtime.transport.nccl import NcclCarrier
 from hetsched.runtime.transport.peer import PeerCarrier
@@ -32,6 +36,12 @@ def routes() -> list[list[Segment]]:
         for number, (start, end) in enumerate(pairwise(cuts))
     ]
     return [once, [Segment(source, 0, rank, 0, NUM_ROWS) for rank in range(2) for source in range(2)]]
+
+
+def share_of(route: list[Segment], rank: int) -> RankShare:
+    """What a rank does of a route."""
+    columns = [(s.src_rank, s.src_row, s.dst_rank, s.dst_row, s.num_rows) for s in route]
+    return rank_share(np.array(columns, np.int64), rank, num_rows=NUM_ROWS)
 
 
 def expected(route: list[Segment], rank: int, rows: list[Tensor]) -> Tensor:
@@ -61,18 +71,23 @@ def exchange_rows(transport: str, waits: bool) -> None:
     is_nccl = transport == "nccl"
     carrier = NcclCarrier(links, timeout=TIMEOUT) if is_nccl else PeerCarrier(links, device=device)
     exchange = Exchange(rank, StreamedTransport(carrier, links, device=device, timeout=TIMEOUT), device=device)
-    setup = StepSetup(largest_bytes={c.tag: NUM_ROWS * c.row_bytes for c in CHANNELS})
+    largest = {c.tag: NUM_ROWS * c.row_bytes for c in CHANNELS}
+    shares = [share_of(route, rank) for route in routes()]
     made = [torch.randn(NUM_ROWS, HIDDEN, generator=torch.Generator().manual_seed(of)) for of in range(2)]
     mine = made[rank].to(device)
     for step in range(NUM_STEPS):
         # The first step makes the arena.
         torch.cuda.set_sync_debug_mode("error" if step else "default")
+        once = Rooms.by([(step, False), (step, True)])
+        setup = StepSetup(largest_bytes=largest, rooms={(c.tag, of): once for c in CHANNELS for of in range(2)})
         with exchange.step(setup), _looking_at_sums(waits):
             arriving = []
-            for channel, route in zip(CHANNELS, routes(), strict=True):
-                exchange.send(Transfer(channel, step), route, mine)
-                arriving.append(exchange.receive(Transfer(channel, step), route, NUM_ROWS))
-            found = [rows.wait() for rows in arriving]
+            for channel, share in zip(CHANNELS, shares, strict=True):
+                exchange.send(Transfer(channel, step), share, mine)
+                arriving.append(exchange.receive(Transfer(channel, step), share))
+            found = [rows.take() for rows in arriving]
+            for channel in CHANNELS:
+                exchange.give_back(Transfer(channel, step))
             exchange.flush()
         torch.cuda.set_sync_debug_mode("default")
         for rows, route in zip(found, routes(), strict=True):

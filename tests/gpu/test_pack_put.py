@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import socket
 import sys
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
 from hetsched.kernels.put import library, naive
-from hetsched.kernels.put.parts import MOST_COPIES, Slot, put_parts, take_parts
+from hetsched.kernels.put.message import MOST_COPIES, Destination, put_message
 
 REASON = library.missing()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=REASON or "")
@@ -85,48 +86,60 @@ def test_copies_by_the_engine_are_the_same(is_batched: bool) -> None:
         assert torch.equal(bits(actual), bits(wanted))
 
 
-@pytest.mark.parametrize("num_runs", [1, 100, MOST_COPIES + 1])
-@pytest.mark.parametrize("is_on_default", [False, True], ids=["own stream", "default stream"])
-def test_parts_are_put_and_taken_either_way_and_counted(num_runs: int, is_on_default: bool) -> None:
-    draw = random.Random(num_runs)
-    cuts = [0, *sorted(draw.sample(range(1, NUM_ROWS), num_runs - 1)), NUM_ROWS]
+@pytest.mark.parametrize("num_pieces", [1, 100, MOST_COPIES + 1])
+def test_a_message_waits_for_its_room_lands_in_it_and_is_counted(num_pieces: int) -> None:
+    draw = random.Random(num_pieces)
+    cuts = [0, *sorted(draw.sample(range(1, NUM_ROWS), num_pieces - 1)), NUM_ROWS]
     runs = [(start, end - start) for start, end in pairwise(cuts)]
-    source = torch.randn(NUM_ROWS, 129, device="cuda")
-    put_from, taken_to = draw.sample(runs, num_runs), draw.sample(runs, num_runs)
-    inbox, found, expected = (torch.full_like(source, float("nan")) for _ in range(3))
-    packed, at = torch.cat([source[first : first + count] for first, count in put_from]), 0
-    for first, count in taken_to:
-        expected[first : first + count] = packed[at : at + count]
+    source = torch.randn(NUM_ROWS, 129, device="cuda").add_(0)
+    starts = dict(zip(draw.sample(runs, num_pieces), runs, strict=True))
+    pieces, at = [], 0
+    for first, count in starts:
+        pieces.append((first, at, count))
         at += count
-    counter, ticket = (torch.zeros(1, dtype=torch.int32, device="cuda") for _ in range(2))
-    # The last value is the counter's largest and one more.
-    slot = Slot(inbox, [1, 1000, 1001, NUM_ROWS], counter, 2**32 - 3)
-    counter.fill_(-4)
+    room = torch.full((NUM_ROWS + 5, 129), float("nan"), device="cuda")
+    expected = room.clone()
+    naive.put_runs(source, torch.tensor([[row, 0, to_row, count] for row, to_row, count in pieces]), [expected])
+    arrived, returned, ticket = (torch.zeros(1, dtype=torch.int32, device="cuda") for _ in range(3))
+    arrived.fill_(-1)
+    link, late = torch.cuda.Stream(), torch.cuda.Stream()
+    # The counter wraps around with this message.
+    to = Destination(room.view(-1).view(torch.uint8), arrived, 2**32, returned, 7)
+    put_message(source, [(0, 0, 1)] * (num_pieces > MOST_COPIES) * num_pieces, replace(to, awaited=0), ticket=ticket)
+    room.fill_(float("nan"))
+    arrived.fill_(-1)
     torch.cuda.synchronize()
-    with torch.cuda.stream(torch.cuda.default_stream() if is_on_default else torch.cuda.Stream()):
-        put_parts(source, put_from, slot, ticket=ticket)
-        take_parts(slot, found, taken_to)
+    put_message(source, pieces, to, ticket=ticket, stream=link)
+    assert not link.query(), "the room is not free yet"
+    with torch.cuda.stream(late):
+        library.stream_write_value(returned, 7)
     torch.cuda.synchronize()
-    assert (int(counter), int(ticket)) == (0, 0)
-    assert torch.equal(bits(inbox), bits(packed))
-    assert torch.equal(bits(found), bits(expected))
+    assert (int(arrived), int(ticket)) == (0, 0)
+    assert torch.equal(bits(room), bits(expected))
+
+
+def test_a_message_without_rows_is_counted() -> None:
+    rows, room = torch.zeros(1, 1, device="cuda"), torch.empty(0, dtype=torch.uint8, device="cuda")
+    arrived, ticket = (torch.zeros(1, dtype=torch.int32, device="cuda") for _ in range(2))
+    put_message(rows, (), Destination(room, arrived, 3), ticket=ticket)
+    torch.cuda.synchronize()
+    assert int(arrived) == 3
 
 
 @pytest.mark.parametrize(
-    ("runs", "ends", "words"),
+    ("pieces", "words"),
     [
-        ([(0, 8), (95, 6)], [14], r"run 1 has 6 rows from 95 of 100, and the slot 6 more"),
-        ([(0, 8), (20, 8)], [14], r"run 1 has 8 rows from 20 of 100, and the slot 6 more"),
-        ([(0, 8), (20, 0)], [14], r"run 1 has 0 rows"),
-        ([(0, 8)], [14], r"the runs have 8 rows and the slot has 14"),
-        ([(0, 14)], [10], r"ends must ascend to the slot's rows"),
-        ([(0, 14)], [10, 4, 14], r"ends must ascend to the slot's rows"),
+        ([(0, 0, 8), (95, 8, 6)], r"pieces\[1\] puts 6 rows from 95 of 100 to 8 of 14"),
+        ([(0, 7, 8)], r"pieces\[0\] puts 8 rows from 0 of 100 to 7 of 14"),
+        ([(0, 0, 0)], r"puts 0 rows"),
+        ([(0, -1, 1)], r"to -1 of 14"),
     ],
 )
-def test_parts_that_are_not_the_slots_are_refused(runs: list[tuple[int, int]], ends: list[int], words: str) -> None:
+def test_pieces_outside_the_rows_or_the_room_are_refused(pieces: list[tuple[int, int, int]], words: str) -> None:
     rows, counter = torch.zeros(100, 4, device="cuda"), torch.zeros(1, dtype=torch.int32, device="cuda")
+    room = torch.zeros(14 * 16 + 15, dtype=torch.uint8, device="cuda")
     with pytest.raises(RuntimeError, match=words):
-        take_parts(Slot(torch.zeros(14, 4, device="cuda"), ends, counter, 1), rows, runs)
+        put_message(rows, pieces, Destination(room, counter, 1), ticket=counter)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hetsched.layout.routes import (
-    Channel,
     HolderRun,
     Segment,
     UseRun,
@@ -21,7 +20,6 @@ from hetsched.layout.routes import (
     backward_route_array,
     forward_route,
     forward_route_array,
-    rank_share,
     segments_of,
 )
 from tests.plan.route_oracle import (
@@ -332,25 +330,8 @@ def test_the_array_form_is_the_same_route(case: Case) -> None:
     assert segments_of(forward_route_array(*sides, host_of=case.host_of)) == forward(case)
     array = backward_route_array(*sides, partial=True, host_of=case.host_of)
     assert segments_of(array) == backward(case, partial=True)
-    shares = segments_of(array, rank=2)
-    assert shares == tuple(s for s in segments_of(array) if 2 in (s.src_rank, s.dst_rank))
 
 
 def test_no_rows_give_an_empty_route() -> None:
     assert forward_route([], [], []) == ()
     assert backward_route([], [(0, 0, 0, 4)], [], partial=True) == ()
-
-
-@given(cases())
-@settings(max_examples=40)
-def test_the_shares_of_the_ranks_make_up_the_route(case: Case) -> None:
-    route = backward(case, partial=True)
-    shares = {rank: rank_share(route, rank) for rank in range(8)}
-    assert [s for share in shares.values() for s in share.arrivals] == list(route)
-    for rank, share in shares.items():
-        assert [channel.peer for channel in share.receives] == sorted({s.src_rank for s in share.arrivals} - {rank})
-        for channel in share.receives:
-            assert Channel(rank, channel.segments) in shares[channel.peer].sends
-            assert channel.num_rows == sum(
-                s.num_rows for s in route if (s.src_rank, s.dst_rank) == (channel.peer, rank)
-            )

@@ -16,7 +16,8 @@ import torch
 import torch.distributed as dist
 
 from hetsched.errors import JobError
-from hetsched.runtime.exchange import Message, Receive, StepSetup, Transfer, Transport
+from hetsched.runtime.arriving import Receive
+from hetsched.runtime.exchange import Message, StepSetup, Transfer, Transport
 from hetsched.runtime.transport.gloo import GlooTransport
 
 _FIELDS = ("the channel", "the microbatch", "the rows", "their width", "the dtype", "the digest of the step")
@@ -42,6 +43,18 @@ class CheckedTransport:
         """As in Transport."""
         self._digest = setup.digest
         return self._transport.step(setup)
+
+    def room(self, transfer: Transfer, num_rows: int) -> torch.Tensor | None:
+        """As in Transport."""
+        return self._transport.room(transfer, num_rows)
+
+    def give_back(self, transfer: Transfer) -> None:
+        """As in Transport."""
+        self._transport.give_back(transfer)
+
+    def lends(self, rows: torch.Tensor) -> bool:
+        """As in Transport."""
+        return self._transport.lends(rows)
 
     def send(self, transfer: Transfer, messages: Mapping[int, Message]) -> None:
         """Announce the rows and start sending them, by destination."""

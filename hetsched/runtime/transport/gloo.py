@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from hetsched.errors import JobError
-from hetsched.runtime.exchange import Message, StepSetup, Transfer
+from hetsched.runtime.exchange import Message, OwnMemory, StepSetup, Transfer
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class _Sent:
     peer: int
 
 
-class GlooTransport:
+class GlooTransport(OwnMemory):
     """Sends and receives that never block; messages of one channel arrive in the order they were sent.
 
     Args:
@@ -51,7 +51,7 @@ class GlooTransport:
         """Start receiving, by source; what is not one run gets to its places in ``wait``."""
         arriving = []
         for peer, message in messages.items():
-            room = message.room()
+            room = message.packing()
             arriving.append(_Arriving(dist.irecv(room, peer, tag=transfer.channel.tag), room, message, peer))
         return GlooReceive(arriving, transfer, self._timeout)
 

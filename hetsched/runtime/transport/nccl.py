@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from hetsched.runtime.clock import Waitable
-from hetsched.runtime.exchange import Message
+from hetsched.runtime.exchange import Message, OwnMemory, StepSetup, Transfer
 from hetsched.runtime.transport.links import Link
 
 BACKEND = "cpu:gloo,cuda:nccl"
@@ -24,7 +24,7 @@ _WATCHDOG_FACTOR = 3
 """Times the timeout until NCCL's own watchdog ends the process, should nothing else have."""
 
 
-class NcclCarrier:
+class NcclCarrier(OwnMemory):
     """A communicator a link; see Carrier.
 
     Args:
@@ -37,17 +37,17 @@ class NcclCarrier:
             link: dist.new_group(list(link.ranks), backend="nccl", timeout=_WATCHDOG_FACTOR * timeout) for link in links
         }
 
-    def prepare(self, largest_bytes: Mapping[int, int]) -> None:
-        """NCCL needs no room."""
+    def prepare(self, setup: StepSetup) -> None:
+        """As in Carrier: NCCL needs no memory."""
 
-    def send(self, link: Link, messages: Mapping[int, Message]) -> NcclWork:
+    def send(self, link: Link, transfer: Transfer, messages: Mapping[int, Message]) -> NcclWork:
         """As in Carrier."""
         rows = {peer: message.packed() for peer, message in messages.items()}
         return NcclWork(self._post(dist.isend, link, rows), rows)
 
     def receive(self, link: Link, messages: Mapping[int, Message]) -> NcclReceive:
         """As in Carrier."""
-        rooms = {peer: message.room() for peer, message in messages.items()}
+        rooms = {peer: message.packing() for peer, message in messages.items()}
         return NcclReceive(self._post(dist.irecv, link, rooms), rooms, messages)
 
     def _post(self, do: Any, link: Link, rows: Mapping[int, torch.Tensor]) -> Any:
@@ -63,6 +63,11 @@ class NcclWork:
 
     work: Any
     rows: Mapping[int, torch.Tensor]
+
+    @property
+    def is_awaited(self) -> bool:
+        """As in Work: NCCL knows by itself."""
+        return True
 
     def is_completed(self) -> bool:
         return bool(self.work.is_completed())

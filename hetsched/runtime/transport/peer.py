@@ -1,22 +1,22 @@
 """Rows put into the memory of GPUs of the same host: copy engines do, and no SM and no host waits for a peer.
 
-Every process owns one arena of symmetric memory. A wire has a ring of slots in its receiver's arena and two counters
-that only grow: parts of messages that arrived, beside the slots, and messages that were taken, in the sender's arena. A
-link's stream waits for a slot to be free, puts rows into it from where they lie, part by part, and counts each part; at
-the other end the link's stream waits for each count and copies the part's rows to where they belong while the next part
-comes, and then counts the message as taken, which hands the slot back. Both ends cut a message by its size alone.
+Every process owns one arena of symmetric memory. In it lies, for each channel that brings it rows, an *inbox*: slots,
+in which rows arrive where they are read, without being copied again. Which slot is the room of which microbatch, and
+what has to have been given back before, follows from the program (hetsched.runtime.rooms), so both ends know it before
+the step begins. A wire has two counters that only grow: messages that arrived, beside the inbox, and rooms that were
+given back, in the sender's arena. A link's stream waits at the sender until the room is free, puts rows into it and
+counts the message. Whoever needs the rows waits for that count on its own stream, reads them where they lie, and counts
+the room as given back after its last kernel that does.
 
-A link's ranks take turns (``turn_of``): at any time its sources put to different destinations, which take from them in
-that order, so that no GPU's links idle while others queue. The order does not matter to what can wait for what: put k
-waits for take k - NUM_SLOTS of the same wire, so once all messages before k are taken, every k can be put, and then
-taken.
+A link's ranks take turns (``turn_of``): at any time its sources put to different destinations, so that no GPU's links
+idle while others queue. The order does not matter to what can wait for what.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
@@ -24,32 +24,40 @@ import torch.distributed._symmetric_memory as symmetric_memory
 from torch import Tensor
 
 from hetsched.kernels.put import library
-from hetsched.kernels.put.parts import Slot, put_parts, take_parts
-from hetsched.runtime.exchange import Message, Wire
+from hetsched.kernels.put.message import Destination, put_message
+from hetsched.runtime.exchange import Message, StepSetup, Transfer, Wire
+from hetsched.runtime.rooms import Rooms
 from hetsched.runtime.transport.links import Link
 
-NUM_SLOTS = 4
-"""Messages of a wire that may have been sent and not taken; one is enough to go on."""
-PART_BYTES = 32 << 20
-"""The most bytes of a part: each costs the link about 5 us, and a message ends with the copy of its last one."""
 # Counters lie in cache lines of their own; slots are aligned to the widest access.
 _LINE = 128
+Inbox = tuple[int, int]
+"""A channel's tag and the rank that receives."""
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a wire lives: byte offsets of slots and arrival counter at its receiver, of the credit at its sender."""
+class Places:
+    """Byte offsets in the arenas.
 
-    slots: int
-    arrived: int
-    taken: int
+    Args:
+        slots: of each inbox, at its rank.
+        arrived: of each wire, at its destination.
+        returned: of each wire, at its source.
+        num_bytes: of an arena that is large enough for every rank.
+    """
+
+    slots: Mapping[Inbox, int]
+    arrived: Mapping[Wire, int]
+    returned: Mapping[Wire, int]
+    num_bytes: int
 
 
-def place_wires(wires: Sequence[Wire], slot_bytes: Mapping[int, int]) -> tuple[dict[Wire, Place], int]:
-    """Places for all wires, and the bytes of an arena that is large enough for every rank.
+def place(wires: Sequence[Wire], num_slots: Mapping[Inbox, int], slot_bytes: Mapping[int, int]) -> Places:
+    """Places for all that the arenas hold.
 
     Args:
         wires: of the job, in the same order on every rank.
+        num_slots: of each inbox; none where it is missing.
         slot_bytes: of each channel, by tag; a multiple of the cache line.
     """
     used: dict[int, int] = defaultdict(int)
@@ -59,25 +67,18 @@ def place_wires(wires: Sequence[Wire], slot_bytes: Mapping[int, int]) -> tuple[d
         used[rank] += _lines(num_bytes)
         return offset
 
-    places = {
-        wire: Place(
-            arrived=take(wire.destination, 4),
-            taken=take(wire.source, 4),
-            slots=take(wire.destination, NUM_SLOTS * slot_bytes[wire.tag]),
-        )
-        for wire in wires
-    }
-    return places, max(used.values(), default=_LINE)
+    arrived = {wire: take(wire.destination, 4) for wire in wires}
+    returned = {wire: take(wire.source, 4) for wire in wires}
+    slots: dict[Inbox, int] = {}
+    for wire in wires:
+        inbox = wire.tag, wire.destination
+        if inbox not in slots:
+            slots[inbox] = take(wire.destination, num_slots.get(inbox, 0) * slot_bytes.get(wire.tag, 0))
+    return Places(slots, arrived, returned, max(used.values(), default=_LINE))
 
 
 def _lines(num_bytes: int) -> int:
     return -(-num_bytes // _LINE) * _LINE
-
-
-def cut(num_rows: int, row_bytes: int) -> list[int]:
-    """The rows up to which each part of a message goes: as few parts as may be, of equal size."""
-    num_parts = max(1, min(num_rows, -(-num_rows * row_bytes // PART_BYTES)))
-    return [num_rows * (part + 1) // num_parts for part in range(num_parts)]
 
 
 def turn_of(wire: Wire, link: Link) -> int:
@@ -88,35 +89,51 @@ def turn_of(wire: Wire, link: Link) -> int:
     return (destinations.index(wire.destination) - sources.index(wire.source)) % turns
 
 
-class WireEnd:
-    """A wire's slots and counters as one of its ranks sees them, and how much it was given there.
+@dataclass(slots=True)
+class Slots:
+    """An inbox as one rank sees it, and whose room is where in this step.
 
     Args:
-        place: where it lives.
-        turn: among the wires of its link.
-        slot_bytes: of one message.
-        at_receiver, at_sender: the arenas of its ends.
+        memory: of each slot, bytes.
+        rooms: of this step.
+        num_before: rooms that were given back in earlier steps.
     """
 
-    def __init__(self, place: Place, *, turn: int, slot_bytes: int, at_receiver: Tensor, at_sender: Tensor) -> None:
-        self.turn, self.num_messages, self._num_parts = turn, 0, 0
-        starts = [place.slots + number * slot_bytes for number in range(NUM_SLOTS)]
-        self._slots = [at_receiver[start : start + slot_bytes] for start in starts]
-        self._arrived = at_receiver[place.arrived : place.arrived + 4].view(torch.int32)
-        self.taken = at_sender[place.taken : place.taken + 4].view(torch.int32)
+    memory: Sequence[Tensor]
+    rooms: Rooms = field(default_factory=Rooms)
+    num_before: int = 0
 
-    def next_slot(self, message: Message) -> Slot:
-        """The slot of the next message, which this is."""
-        rows = message.rows
-        num_rows, row_bytes = message.num_rows, rows.shape[1] * rows.element_size()
-        memory = self._slots[self.num_messages % NUM_SLOTS][: num_rows * row_bytes]
-        ends, first = cut(num_rows, row_bytes), self._num_parts + 1
-        self.num_messages, self._num_parts = self.num_messages + 1, self._num_parts + len(ends)
-        return Slot(memory.view(rows.dtype).view(num_rows, rows.shape[1]), ends, self._arrived, first)
+    def begin(self, rooms: Rooms) -> None:
+        """A step begins, and the last one is over: all of its rooms are given back."""
+        self.num_before += len(self.rooms.returned)
+        self.rooms = rooms
+
+    def room(self, microbatch: int) -> Tensor:
+        return self.memory[self.rooms.of[microbatch].slot]
+
+    def awaited(self, microbatch: int) -> int:
+        """How many rooms have been given back when this one is free."""
+        return self.num_before + self.rooms.of[microbatch].after
+
+
+@dataclass(slots=True)
+class WireEnd:
+    """A wire's counters as one of its ranks sees them, and its messages so far.
+
+    Args:
+        arrived, returned: the counters.
+        turn: among the wires of its link.
+        num_messages: so far, of all steps.
+    """
+
+    arrived: Tensor
+    returned: Tensor
+    turn: int
+    num_messages: int = 0
 
 
 class PeerCarrier:
-    """One arena a process, one stream a link; see Carrier.
+    """One arena a process, one stream for each link that it sends on; see Carrier.
 
     Args:
         links: of the job, all of whose ranks are on this host.
@@ -127,10 +144,17 @@ class PeerCarrier:
         self._rank, self._device = dist.get_rank(), device
         self._turns = {wire: turn_of(wire, link) for link in links for wire in link.wires}
         self._wires = list(self._turns)
-        mine = [link for link in links if self._rank in link.ranks]
+        mine = [link for link in links if any(wire.source == self._rank for wire in link.wires)]
         self._streams = {link: torch.cuda.Stream(device) for link in mine}  # type: ignore[no-untyped-call]
         self._tickets = {link: torch.zeros(1, dtype=torch.int32, device=device) for link in mine}
-        self._slot_bytes: dict[int, int] = {wire.tag: 0 for wire in self._wires}
+        self._nothing = torch.empty(0, dtype=torch.uint8, device=device)
+        self._sources: dict[int, list[int]] = defaultdict(list)
+        for wire in self._wires:
+            if wire.destination == self._rank:
+                self._sources[wire.tag].append(wire.source)
+        self._slot_bytes: dict[int, int] = {}
+        self._num_slots: dict[Inbox, int] = {}
+        self._slots: dict[Inbox, Slots] = {}
         self._ends: dict[tuple[int, int, int], WireEnd] = {}
         self._arena: Tensor | None = None
         self._load_kernel()
@@ -141,84 +165,101 @@ class PeerCarrier:
         library.pack_and_put(rows, torch.tensor([[0, 0, 1, 1]]), [rows])
         torch.cuda.synchronize(self._device)
 
-    def prepare(self, largest_bytes: Mapping[int, int]) -> None:
-        """As in Carrier: make a larger arena if a message would not fit its slot."""
-        needed = {tag: largest_bytes.get(tag, 0) for tag in self._slot_bytes}
-        if self._ends and all(num_bytes <= self._slot_bytes[tag] for tag, num_bytes in needed.items()):
-            return
-        # Half as much again, so that slowly growing messages do not bring a new arena with every step.
-        self._slot_bytes |= {t: _lines(n + n // 2) for t, n in needed.items() if n > self._slot_bytes[t]}
+    def prepare(self, setup: StepSetup) -> None:
+        """As in Carrier: make a larger arena if a room would not fit, or there are more than before."""
+        small = {tag: n for tag, n in setup.largest_bytes.items() if n > self._slot_bytes.get(tag, 0)}
+        few = {of: r.num_slots for of, r in setup.rooms.items() if r.num_slots > self._num_slots.get(of, 0)}
+        if small or few or self._arena is None:
+            # Half as much again, so that slowly growing messages do not bring a new arena with every step.
+            self._slot_bytes |= {tag: _lines(n + n // 2) for tag, n in small.items()}
+            self._num_slots |= few
+            self._make_arena()
+        for of, slots in self._slots.items():
+            slots.begin(setup.rooms.get(of, Rooms()))
+
+    def _make_arena(self) -> None:
         self._wait_for_all()
         # What is mapped goes with this rank's own arena, so that has to stay until then.
-        self._ends, self._arena = {}, None
-        places, arena_bytes = place_wires(self._wires, self._slot_bytes)
-        arena = symmetric_memory.empty(arena_bytes, dtype=torch.uint8, device=self._device)
+        self._ends, self._slots, self._arena = {}, {}, None
+        places = place(self._wires, self._num_slots, self._slot_bytes)
+        arena = symmetric_memory.empty(places.num_bytes, dtype=torch.uint8, device=self._device)
         arena.zero_()
         assert dist.group.WORLD is not None
         handle = symmetric_memory.rendezvous(arena, dist.group.WORLD)
         torch.cuda.synchronize(self._device)
         self._arena = arena
         self._wait_for_all()
-        for wire, place in places.items():
-            if self._rank in (wire.source, wire.destination):
-                ends = [
-                    arena if rank == self._rank else handle.get_buffer(rank, (arena_bytes,), torch.uint8)
-                    for rank in (wire.destination, wire.source)
-                ]
-                self._ends[wire.tag, wire.source, wire.destination] = WireEnd(
-                    place,
-                    turn=self._turns[wire],
-                    slot_bytes=self._slot_bytes[wire.tag],
-                    at_receiver=ends[0],
-                    at_sender=ends[1],
-                )
+        of_rank = {self._rank: arena}
+        for wire in self._wires:
+            if self._rank not in (wire.source, wire.destination):
+                continue
+            for rank in {wire.source, wire.destination} - of_rank.keys():
+                of_rank[rank] = handle.get_buffer(rank, (places.num_bytes,), torch.uint8)
+            arrived, returned = places.arrived[wire], places.returned[wire]
+            self._ends[wire.tag, wire.source, wire.destination] = WireEnd(
+                of_rank[wire.destination][arrived : arrived + 4].view(torch.int32),
+                of_rank[wire.source][returned : returned + 4].view(torch.int32),
+                self._turns[wire],
+            )
+            inbox = wire.tag, wire.destination
+            size, first = self._slot_bytes.get(wire.tag, 0), places.slots[inbox]
+            starts = [first + number * size for number in range(self._num_slots.get(inbox, 0))]
+            self._slots[inbox] = Slots([of_rank[wire.destination][start : start + size] for start in starts])
 
     def _wait_for_all(self) -> None:
         dist.all_reduce(torch.zeros(1))
 
-    def send(self, link: Link, messages: Mapping[int, Message]) -> StreamWork:
+    def room(self, transfer: Transfer, num_rows: int) -> Tensor:
+        """As in Transport: a microbatch's rows in this rank's inbox."""
+        channel = transfer.channel
+        memory = self._slots[channel.tag, self._rank].room(transfer.microbatch)
+        rows = memory[: num_rows * channel.row_bytes].view(channel.dtype).view(num_rows, channel.hidden)
+        # Not detach(): that shares one count of changes with the whole arena, and autograd would take the arrival of
+        # other rows for a change of these.
+        return rows.data
+
+    def give_back(self, transfer: Transfer) -> None:
+        """As in Transport; the current stream counts it at every source, if anybody waits for it."""
+        tag = transfer.channel.tag
+        slots = self._slots.get((tag, self._rank))
+        if slots is None:
+            return
+        count = slots.rooms.returned[transfer.microbatch]
+        if slots.rooms.is_awaited(count):
+            for source in self._sources[tag]:
+                library.stream_write_value(self._ends[tag, source, self._rank].returned, slots.num_before + count)
+
+    def lends(self, rows: Tensor) -> bool:
+        """As in Transport."""
+        return self._arena is not None and rows.untyped_storage().data_ptr() == self._arena.untyped_storage().data_ptr()
+
+    def send(self, link: Link, transfer: Transfer, messages: Mapping[int, Message]) -> StreamWork:
         """As in Carrier."""
-        stream = self._streams[link]
-        stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(stream):
-            for end, message in self._in_turn(link, messages, is_send=True):
-                self._put(end, message, self._tickets[link])
+        stream, tag = self._streams[link], transfer.channel.tag
+        ends = [(self._ends[tag, self._rank, peer], peer, message) for peer, message in messages.items()]
+        for end, peer, message in sorted(ends, key=lambda of: of[0].turn):
+            end.num_messages += 1
+            to = Destination(self._nothing, end.arrived, end.num_messages)
+            pieces = message.pieces
+            if transfer.channel.is_signal:
+                pieces = ()
+            else:
+                slots, m = self._slots[tag, peer], transfer.microbatch
+                to = Destination(slots.room(m), end.arrived, end.num_messages, end.returned, slots.awaited(m))
+            self._put(message, pieces, to, link)
         return StreamWork(stream)
 
-    def receive(self, link: Link, messages: Mapping[int, Message]) -> StreamWork:
-        """As in Carrier."""
-        stream = self._streams[link]
-        stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(stream):
-            taken = [(end, self._take(end, m)) for end, m in self._in_turn(link, messages, is_send=False)]
-            # Who needs the rows does not wait for the slots to be handed back.
-            ready = stream.record_event()
-            for end, slot in taken:
-                self._hand_back(end, slot)
-        return StreamWork(stream, ready)
+    def _put(self, message: Message, pieces: Sequence[tuple[int, int, int]], to: Destination, link: Link) -> None:
+        put_message(message.rows, pieces, to, ticket=self._tickets[link], stream=self._streams[link])
 
-    def _in_turn(
-        self, link: Link, messages: Mapping[int, Message], *, is_send: bool
-    ) -> Sequence[tuple[WireEnd, Message]]:
-        tag, rank = link.wires[0].tag, self._rank
-        ends = ((self._ends[tag, *((rank, peer) if is_send else (peer, rank))], m) for peer, m in messages.items())
-        return sorted(ends, key=lambda of: of[0].turn)
-
-    def _put(self, end: WireEnd, message: Message, ticket: Tensor) -> None:
-        self._await_credit(end)
-        put_parts(message.rows, message.runs, end.next_slot(message), ticket=ticket)
-
-    def _await_credit(self, end: WireEnd) -> None:
-        if end.num_messages >= NUM_SLOTS:
-            library.stream_wait_value(end.taken, end.num_messages - NUM_SLOTS + 1)
-
-    def _take(self, end: WireEnd, message: Message) -> Slot:
-        slot = end.next_slot(message)
-        take_parts(slot, message.rows, message.runs)
-        return slot
-
-    def _hand_back(self, end: WireEnd, slot: Slot) -> None:
-        library.stream_write_value(end.taken, end.num_messages)
+    def receive(self, link: Link, messages: Mapping[int, Message]) -> PeerReceive:
+        """As in Carrier: the rows arrive in their room by themselves."""
+        counts = []
+        for peer in messages:
+            end = self._ends[link.wires[0].tag, peer, self._rank]
+            end.num_messages += 1
+            counts.append((end.arrived, end.num_messages))
+        return PeerReceive(counts)
 
 
 class StreamWork:
@@ -226,20 +267,59 @@ class StreamWork:
 
     Args:
         stream: the link's.
-        ready: what to wait for, where that is not all of it.
     """
 
-    def __init__(self, stream: torch.cuda.Stream, ready: torch.cuda.Event | None = None) -> None:
+    is_awaited = True
+
+    def __init__(self, stream: torch.cuda.Stream) -> None:
         self._done = stream.record_event()
-        self._ready = ready or self._done
 
     def is_completed(self) -> bool:
         return bool(self._done.query())
 
     def wait(self) -> None:
-        torch.cuda.current_stream().wait_event(self._ready)
+        torch.cuda.current_stream().wait_event(self._done)
 
     @property
     def arrival(self) -> StreamWork:
-        """As in Work: the link's stream has put the rows in their places."""
+        """As in Work."""
         return self
+
+
+class PeerReceive:
+    """Messages that arrive in their room.
+
+    Args:
+        counts: counters, and what each is once the messages are there.
+    """
+
+    def __init__(self, counts: Sequence[tuple[Tensor, int]]) -> None:
+        self._arrived, self._seen = Arrived(counts), torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self.is_awaited = False
+
+    def wait(self) -> None:
+        """The current stream goes on when they are there."""
+        self._arrived.wait()
+        self._seen.record()
+        self.is_awaited = True
+
+    def is_completed(self) -> bool:
+        """Whether they were there when somebody waited for them."""
+        return self.is_awaited and bool(self._seen.query())  # type: ignore[no-untyped-call]
+
+    @property
+    def arrival(self) -> Arrived:
+        """As in Work."""
+        return self._arrived
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """Counters, and what each is once its message is there."""
+
+    counts: Sequence[tuple[Tensor, int]]
+
+    def wait(self) -> None:
+        """The current stream goes on when all are."""
+        for counter, count in self.counts:
+            library.stream_wait_value(counter, count)

@@ -8,11 +8,12 @@ from datetime import timedelta
 
 import torch
 
-from hetsched.runtime.exchange import Message, Receive, StepSetup, Transfer
+from hetsched.runtime.arriving import Receive
+from hetsched.runtime.exchange import Message, OwnMemory, StepSetup, Transfer
 from hetsched.runtime.transport.gloo import GlooTransport
 
 
-class StagedTransport:
+class StagedTransport(OwnMemory):
     """Gloo's messages, from and to rows on a GPU; the host waits for copies and for what is received.
 
     Args:
@@ -55,6 +56,6 @@ class StagedReceive:
         """Raises JobError: a sender is gone or late."""
         self._receive.wait()
         for peer, message in self._messages.items():
-            room = message.room()
+            room = message.packing()
             room.copy_(self._rooms[peer])
             message.unpack(room)

@@ -2,16 +2,17 @@
 
 The host never waits for a peer within a step: ``send`` and ``receive`` enqueue, ``wait`` makes the current stream wait,
 and ``flush`` alone, at the step's end, looks at the clock. A *carrier* has for each link (a channel between two lanes,
-see links.py) one stream on each of its ranks; what a SEND or RECV moves on a link waits for what the current stream
-was given before, and for what the link was given before.
+see links.py) one stream on each of its ranks, or at the sending end only; what a SEND or RECV moves on a link waits for
+what the current stream was given before, and for what the link was given before.
 
-Why it cannot deadlock, even though a send ends only once its receive has begun (rendezvous) or an earlier message was
-taken, and though 1F1B, say, has no order that a rendezvous could follow. Suppose that steps stand still, and take of
-the actions that wait the one that comes first in the run that the checker made; it waits for receive k of some link.
+Why it cannot deadlock, even though a send ends only once its receive has begun (rendezvous) or an earlier room was
+given back, and though 1F1B, say, has no order that a rendezvous could follow. Suppose that steps stand still, and take
+of the actions that wait the one that comes first in the run that the checker made; it waits for receive k of some link.
 (Signals that a microbatch is given up are messages like others: nothing waits for them in that run.)
 
 - All that precedes it in that run has gone on: on the receiving lane what is before RECV k in the list, on the
-  sending lane what is before SEND k. So on every rank of the link, messages up to k are posted and wait for no action.
+  sending lane what is before SEND k. So on every rank of the link, messages up to k are posted and wait for no action:
+  the rooms that they need were given back before their RECV in the receiving lane's list (rooms.py).
 - At one rank a link's messages are all sends or all receives, in the one order that the checker verified for both. So
   they end one after the other, and k arrives.
 - The compute stream waits for receives, at the action that needs them, and never for a send before ``flush``.
@@ -28,19 +29,21 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import chain
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 
 from hetsched.errors import JobError
+from hetsched.runtime.arriving import Receive
 from hetsched.runtime.clock import Waitable
-from hetsched.runtime.exchange import Channel, Message, Receive, StepSetup, Transfer
+from hetsched.runtime.exchange import Channel, Message, StepSetup, Transfer
 from hetsched.runtime.transport.links import Link
 from hetsched.runtime.transport.staged import StagedTransport
 from hetsched.runtime.watchdog import Watchdog
@@ -86,6 +89,10 @@ def check_queues(links: Sequence[Link], *, num_queues: int) -> str | None:
 class Work(Protocol):
     """What was enqueued for one link."""
 
+    @property
+    def is_awaited(self) -> bool:
+        """False for messages that are not known to be completed until somebody waits for them, and nobody does yet."""
+
     def is_completed(self) -> bool: ...
 
     def wait(self) -> Any:
@@ -99,10 +106,17 @@ class Work(Protocol):
 class Carrier(Protocol):
     """How messages of a link move; making one is collective."""
 
-    def prepare(self, largest_bytes: Mapping[int, int]) -> None:
-        """Make room for a step's messages, by tag of their channel; collective, while none is on its way."""
+    def prepare(self, setup: StepSetup) -> None:
+        """Make memory for a step's messages; collective, while none is on its way."""
 
-    def send(self, link: Link, messages: Mapping[int, Message]) -> Work: ...
+    def room(self, transfer: Transfer, num_rows: int) -> torch.Tensor | None:
+        """As in Transport, as the next two."""
+
+    def give_back(self, transfer: Transfer) -> None: ...
+
+    def lends(self, rows: torch.Tensor) -> bool: ...
+
+    def send(self, link: Link, transfer: Transfer, messages: Mapping[int, Message]) -> Work: ...
 
     def receive(self, link: Link, messages: Mapping[int, Message]) -> Work: ...
 
@@ -116,12 +130,14 @@ class Pending:
         rows: by peer; their memory is kept until then.
         transfer: what they belong to.
         is_receive: whether this rank is the destination.
+        number: of those posted, in order.
     """
 
     work: Any
     rows: Mapping[int, Message]
     transfer: Transfer
     is_receive: bool
+    number: int
 
 
 class StreamedTransport:
@@ -139,7 +155,8 @@ class StreamedTransport:
     def __init__(self, carrier: Carrier, links: Sequence[Link], *, device: torch.device, timeout: timedelta) -> None:
         self._carrier, self._rank, self._timeout_s = carrier, dist.get_rank(), timeout.total_seconds()
         self._link_of = {(w.tag, w.source, w.destination): link for link in links for w in link.wires}
-        self._pending: list[Pending] = []
+        self._pending: dict[Link, deque[Pending]] = {}
+        self._num_posted = 0
         self._staged = StagedTransport(timeout=_LOADING_FACTOR * timeout)
         self.is_staged = False
         self._watchdog = Watchdog(limit_s=_HELD_FACTOR * self._timeout_s, missing=self._what_is_missing)
@@ -148,10 +165,10 @@ class StreamedTransport:
     def _connect(self, links: Sequence[Link], device: torch.device) -> None:
         """Use each wire once, in the same order everywhere: what a carrier does at first use is then done."""
         hello = torch.zeros(1, 1, device=device)
-        self._carrier.prepare({wire.tag: hello.nbytes for link in links for wire in link.wires})
+        self._carrier.prepare(StepSetup())
         for link in links:
             first = link.wires[0]
-            transfer = Transfer(Channel(first.tag, 1, hello.dtype, first.name), 0)
+            transfer = Transfer(Channel(first.tag, 1, hello.dtype, first.name, is_signal=True), 0)
             out = {w.destination: Message(hello, ((0, 1),)) for w in link.wires if w.source == self._rank}
             into = {
                 w.source: Message(torch.zeros_like(hello), ((0, 1),)) for w in link.wires if w.destination == self._rank
@@ -165,11 +182,24 @@ class StreamedTransport:
     @contextmanager
     def step(self, setup: StepSetup) -> Iterator[None]:
         """As in Transport: a step that may load kernels has its messages carried by the hosts."""
-        self.is_staged, self._pending = setup.may_load_kernels, []
+        self.is_staged, self._pending = setup.may_load_kernels, {}
         if not self.is_staged:
-            self._carrier.prepare(setup.largest_bytes)
+            self._carrier.prepare(setup)
         with self._watchdog.watching(patience=_LOADING_FACTOR if self.is_staged else 1):
             yield
+
+    def room(self, transfer: Transfer, num_rows: int) -> torch.Tensor | None:
+        """As in Transport."""
+        return None if self.is_staged else self._carrier.room(transfer, num_rows)
+
+    def give_back(self, transfer: Transfer) -> None:
+        """As in Transport."""
+        if not self.is_staged:
+            self._carrier.give_back(transfer)
+
+    def lends(self, rows: torch.Tensor) -> bool:
+        """As in Transport."""
+        return self._carrier.lends(rows)
 
     def send(self, transfer: Transfer, messages: Mapping[int, Message]) -> None:
         """Start sending, by destination; rows must not change until ``flush``."""
@@ -178,7 +208,7 @@ class StreamedTransport:
             self._staged.send(transfer, messages)
             return
         for link, part in self._by_link(transfer, messages, is_receive=False):
-            self._post(Pending(self._carrier.send(link, part), part, transfer, is_receive=False))
+            self._post(link, self._carrier.send(link, transfer, part), part, transfer)
 
     def receive(self, transfer: Transfer, messages: Mapping[int, Message]) -> Receive:
         """Start receiving rows to their places, by source; ``wait`` makes the current stream wait for them."""
@@ -188,7 +218,7 @@ class StreamedTransport:
         works = []
         for link, part in self._by_link(transfer, messages, is_receive=True):
             works.append(self._carrier.receive(link, part))
-            self._post(Pending(works[-1], part, transfer, is_receive=True))
+            self._post(link, works[-1], part, transfer, is_receive=True)
         return StreamedReceive(works)
 
     def flush(self) -> None:
@@ -202,15 +232,15 @@ class StreamedTransport:
         done.record()
         last_progress = time.monotonic()
         while True:
-            before = len(self._pending)
+            before = self._num_pending
             self._forget_done()
-            if not self._pending and done.query():  # type: ignore[no-untyped-call]
+            if not self._num_pending and done.query():  # type: ignore[no-untyped-call]
                 return
-            if len(self._pending) < before:
+            if self._num_pending < before:
                 last_progress = time.monotonic()
                 self._watchdog.progress()
             if time.monotonic() - last_progress > self._timeout_s:
-                raise JobError(what_is_missing(self._pending, rank=self._rank, timeout_s=self._timeout_s))
+                raise JobError(self._what_is_pending())
             time.sleep(_POLL_S)
 
     def _by_link(
@@ -222,20 +252,39 @@ class StreamedTransport:
             of_link[self._link_of[transfer.channel.tag, *ends]][peer] = message
         return list(of_link.items())
 
-    def _post(self, message: Pending) -> None:
+    def _post(
+        self, link: Link, work: Work, rows: Mapping[int, Message], transfer: Transfer, *, is_receive: bool = False
+    ) -> None:
         # Memory that is still being sent must not go back to the allocator, which knows the current stream alone.
-        self._forget_done()
-        self._pending.append(message)
+        pending = self._pending.setdefault(link, deque())
+        _forget_done(pending)
+        pending.append(Pending(work, rows, transfer, is_receive, self._num_posted))
+        self._num_posted += 1
+
+    @property
+    def _num_pending(self) -> int:
+        return sum(map(len, self._pending.values()))
 
     def _forget_done(self) -> None:
-        self._pending = [message for message in self._pending if not message.work.is_completed()]
+        for pending in self._pending.values():
+            _forget_done(pending)
 
     def _what_is_missing(self) -> str:
         # Asking CUDA may hold this thread as well; then what was pending when last looked at has to do.
         look = threading.Thread(target=self._forget_done, daemon=True)
         look.start()
         look.join(_ASK_S)
-        return what_is_missing(self._pending, rank=self._rank, timeout_s=self._timeout_s)
+        return self._what_is_pending()
+
+    def _what_is_pending(self) -> str:
+        pending = sorted(chain(*map(list, self._pending.values())), key=lambda message: message.number)
+        return what_is_missing(pending, rank=self._rank, timeout_s=self._timeout_s)
+
+
+def _forget_done(pending: deque[Pending]) -> None:
+    """Messages of one link end in the order in which they were posted."""
+    while pending and pending[0].work.is_completed():
+        pending.popleft()
 
 
 class StreamedReceive:
@@ -262,7 +311,8 @@ def what_is_missing(pending: Sequence[Pending], *, rank: int, timeout_s: float) 
         rank: this one.
         timeout_s: how long nothing went on.
     """
-    message = next((m for m in pending if m.is_receive), pending[0] if pending else None)
+    candidates = [m for m in pending if m.is_receive and m.work.is_awaited] or [m for m in pending if m.is_receive]
+    message = next(iter([*candidates, *pending]), None)
     if message is None:
         return f"rank {rank}: the step stood still for {timeout_s:g} s: a rank is missing in a sum of gradients"
     peers = "rank " + " or ".join(map(str, message.rows))
