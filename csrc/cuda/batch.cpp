@@ -5,6 +5,10 @@ namespace hetsched::cuda {
 
 cudaError_t copy_batch(const std::vector<Piece>& pieces, cudaStream_t stream) {
   if (pieces.empty()) return cudaSuccess;
+  if (pieces.size() == 1) {
+    const Piece& piece = pieces.front();
+    return cudaMemcpyAsync(piece.destination, piece.source, piece.num_bytes, cudaMemcpyDefault, stream);
+  }
   std::vector<const void*> from;
   std::vector<void*> to;
   std::vector<size_t> num_bytes;

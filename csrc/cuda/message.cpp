@@ -53,16 +53,17 @@ void op_put_message(Tensor rows, std::vector<int64_t> pieces, Tensor room, Tenso
   uint32_t* blocks_done = counter_of("ticket", ticket);
   const int device = rows.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
-  cudaStream_t stream = current_stream(rows);
-  if (on_stream != 0) {
-    cudaEvent_t made = reused_event(device);
-    check(cudaEventRecord(made, stream), "put_message: rows");
-    stream = reinterpret_cast<cudaStream_t>(on_stream);
-    check(cudaStreamWaitEvent(stream, made, 0), "put_message: rows");
-  }
+  cudaStream_t here = current_stream(rows), stream = here;
+  if (on_stream != 0) stream = reinterpret_cast<cudaStream_t>(on_stream);
+  // The room first: mostly it is free long before the rows are made, and this wait is then over as well.
   if (returned.has_value()) {
     uint32_t* rooms = counter_of("returned", *returned);
     check(stream_wait_value(rooms, static_cast<uint32_t>(awaited), stream), "put_message: room");
+  }
+  if (stream != here) {
+    cudaEvent_t made = reused_event(device);
+    check(cudaEventRecord(made, here), "put_message: rows");
+    check(cudaStreamWaitEvent(stream, made, 0), "put_message: rows");
   }
   const auto value = static_cast<uint32_t>(number);
   if (num_blocks > 0 && !list.empty()) {

@@ -231,7 +231,7 @@ class PeerCarrier:
 
     def lends(self, rows: Tensor) -> bool:
         """As in Transport."""
-        return self._arena is not None and rows.untyped_storage().data_ptr() == self._arena.untyped_storage().data_ptr()
+        return self._arena is not None and 0 <= rows.data_ptr() - self._arena.data_ptr() < self._arena.nbytes
 
     def send(self, link: Link, transfer: Transfer, messages: Mapping[int, Message]) -> StreamWork:
         """As in Carrier."""
