@@ -1,12 +1,12 @@
 """Steps of a 0.3B vision encoder and a 1.3B LLM on the GPUs of one host: placements and transports side by side.
 
-    PYTHONPATH=. python benchmarks/train.py --transports nccl peer --microbatches 8
+    PYTHONPATH=. python benchmarks/train.py --transports nccl peer --microbatches 8 --samples 2
 
-Random weights and samples, one of 4,096 tokens a microbatch (a quarter of them from four images), real backward, AdamW,
-bf16. Placements are homogeneous (the encoder on the LLM's first stage), colocated (encoder replicas in the bubbles of
-the LLM's pipeline) and non-colocated (a GPU for the encoder). The peer is torch's own 1F1B pipeline, whose first stage
-encodes. A step's time is the slowest rank's, with planning, loading and the optimizer. The prediction is the
-simulated timeline with the durations of the step before the measured one.
+Random weights and samples of 4,096 tokens (a quarter of them from four images), ``--samples`` of them packed into a
+microbatch, real backward, AdamW, bf16. Placements are homogeneous (the encoder on the LLM's first stage), colocated
+(encoder replicas in the bubbles of the LLM's pipeline) and non-colocated (a GPU for the encoder). The peer is torch's
+own 1F1B pipeline, whose first stage encodes. A step's time is the slowest rank's, with planning, loading and the
+optimizer. The prediction is the simulated timeline with the durations of the step before the measured one.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from itertools import count, pairwise
 from pathlib import Path
 
@@ -67,8 +68,8 @@ def measure_plan(placement: str, transport: str, sizes: Sizes, args: argparse.Na
     plan = make_plan(placement, sizes, gpus=args.gpus, microbatches=args.microbatches, transport=transport)
     engine = Engine(plan, builders(sizes, is_compiled=args.compile))
     optimizer = optimizer_of(engine.parameters())
-    source, timelines = RandomSource(sizes), []
-    batches = (Batch.of(source, range(n, n + args.microbatches)) for n in count(step=args.microbatches))
+    source, timelines, size = RandomSource(sizes), [], args.microbatches * sizes.num_samples
+    batches = (Batch.of(source, range(n, n + size)) for n in count(step=size))
     following = pairwise(batches)
 
     def step() -> StepReport:
@@ -125,18 +126,18 @@ def figures(seconds: list[float], sizes: Sizes, args: argparse.Namespace) -> dic
     memory = torch.tensor([float(peak_memory_bytes(device))])
     dist.all_reduce(memory, dist.ReduceOp.MAX)
     median, p20, p80 = (float(x) for x in np.percentile(seconds, (50, 20, 80)))
-    teraflop = teraflop_of(sizes, num_samples=args.microbatches)
+    num_tokens = args.microbatches * sizes.num_samples * sizes.num_tokens
     return {
         "step_ms": [round(1e3 * x, 2) for x in (p20, median, p80)],
-        "tokens_per_s": round(args.microbatches * sizes.num_tokens / median),
-        "teraflops_per_gpu": round(teraflop / median / args.gpus, 1),
+        "tokens_per_s": round(num_tokens / median),
+        "teraflops_per_gpu": round(teraflop_of(sizes, microbatches=args.microbatches) / median / args.gpus, 1),
         "memory_gib": round(float(memory) / 2**30, 2),
     }
 
 
 def work(args: argparse.Namespace) -> None:
     """One rank."""
-    sizes = TINY if args.tiny else FULL
+    sizes = replace(TINY if args.tiny else FULL, num_samples=args.samples)
     cases = [(placement, transport) for placement in args.placements for transport in args.transports]
     for case in cases:
         show(measure_plan(*case, sizes, args), args)
@@ -164,6 +165,7 @@ def main() -> None:
     parser.add_argument("--placements", nargs="+", default=list(LAYOUTS), choices=list(LAYOUTS))
     parser.add_argument("--transports", nargs="+", default=["nccl", "peer"], choices=["gloo", "nccl", "peer"])
     parser.add_argument("--microbatches", type=int, default=8)
+    parser.add_argument("--samples", type=int, default=2, help="of a microbatch; 4 do not fit 78 GiB on two GPUs")
     parser.add_argument("--warmup", type=int, default=3, help="steps before those that are measured")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--gpus", type=int, default=torch.cuda.device_count())
