@@ -30,6 +30,7 @@ class Sizes:
         num_tokens: of a sample, its images' rows included.
         num_images: of a sample.
         side: of an image, in patches.
+        num_samples: packed into the sequence of a microbatch: more work for the same number of launches.
     """
 
     vision: VisionConfig
@@ -37,6 +38,7 @@ class Sizes:
     num_tokens: int
     num_images: int
     side: int
+    num_samples: int = 1
 
     @property
     def num_patches(self) -> int:
@@ -143,7 +145,7 @@ LAYOUTS = {
 
 
 def make_plan(placement: str, sizes: Sizes, *, gpus: int, microbatches: int, transport: str) -> Plan:
-    """The plan of one placement, one sample a microbatch."""
+    """The plan of one placement."""
     vision, llm, schedule = (part.format(gpus=gpus, others=gpus - 1) for part in LAYOUTS[placement])
     return parse_plan(f"""
 name = "{placement}"
@@ -170,10 +172,11 @@ def _table(name: str, config: VisionConfig | LLMConfig) -> str:
     return "\n".join([f"[model.{name}]", *fields])
 
 
-def teraflop_of(sizes: Sizes, *, num_samples: int) -> float:
+def teraflop_of(sizes: Sizes, *, microbatches: int) -> float:
     """Of a step, as models are compared: twice the multiplications of layers and vocabulary, and a backward is two
     forwards; nothing for the masked half of attention, nor for what is computed again."""
     plan = make_plan("homogeneous", sizes, gpus=1, microbatches=1, transport="gloo")
     encoded = sizes.num_images * stage_work(plan, "vision", 0)(sizes.num_patches)
     masked = sizes.llm.layers * sizes.llm.hidden * sizes.num_tokens**2
-    return 6 * num_samples * (encoded + stage_work(plan, "llm", 0)(sizes.num_tokens) - masked) / 1e12
+    of_sample = encoded + stage_work(plan, "llm", 0)(sizes.num_tokens) - masked
+    return 6 * microbatches * sizes.num_samples * of_sample / 1e12

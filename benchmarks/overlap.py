@@ -17,7 +17,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks._intervals import merged
 from benchmarks.attention import Case, environment, heat
 from benchmarks.context_parallel import Problem
 from hetsched.layout.ways import Way
@@ -121,17 +122,6 @@ def _is_message(category: str, name: str) -> bool | None:
     if is_copy or "SendRecv" in name:
         return True
     return False if category == "kernel" and "nccl" not in name else None
-
-
-def merged(spans: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Disjoint, ascending."""
-    result: list[tuple[float, float]] = []
-    for start, end in sorted(spans):
-        if result and start <= result[-1][1]:
-            result[-1] = (result[-1][0], max(result[-1][1], end))
-        else:
-            result.append((start, end))
-    return result
 
 
 def mark_us() -> float:
