@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
+import pytest
 import torch
 
 from hetsched.runtime.clock import HostClock, Waitable
@@ -47,11 +48,13 @@ class LookingClock(HostClock):
 
     def arrival(self, messages: Sequence[Waitable]) -> int | None:
         for message in messages:
-            message.wait()
+            message.wait_on(None)
         return self.mark()
 
 
-def test_an_arrival_is_seen_before_the_rows_are_in_their_places() -> None:
+def test_an_arrival_is_seen_before_the_rows_are_in_their_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: None)
     transport = MeteredTransport(OneMessage(), Recorder(LookingClock()))
     transfer, out = Transfer(Channel(0, 2, torch.float32, "edge"), 0), torch.zeros(4, 2)
     recorder = transport._recorder

@@ -132,7 +132,6 @@ class Device:
         return EventClock(
             self.make_event,
             current=lambda: self.current,
-            use=self.use,
             aside=Stream(),
             now_ns=lambda: self.host_ns,
         )
@@ -157,13 +156,12 @@ class FakeEvent:
 
 @dataclass
 class Message:
-    """It arrives at a time of the host, and makes the current stream wait."""
+    """It arrives at a time of the host."""
 
     device: Device
     at_ns: int
 
-    def wait(self) -> None:
-        stream = self.device.current
+    def wait_on(self, stream: Stream) -> None:
         stream.free_ns = max(stream.free_ns, self.at_ns)
 
 

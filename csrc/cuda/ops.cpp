@@ -108,10 +108,10 @@ void op_stream_write_value(Tensor counter, int64_t value) {
         "stream_write_value");
 }
 
-void op_stream_wait_value(Tensor counter, int64_t value) {
+void op_stream_wait_value(Tensor counter, int64_t value, int64_t on_stream) {
   const torch::stable::accelerator::DeviceGuard guard(counter.get_device_index());
-  check(stream_wait_value(counter_of("counter", counter), static_cast<uint32_t>(value), current_stream(counter)),
-        "stream_wait_value");
+  cudaStream_t stream = on_stream == 0 ? current_stream(counter) : reinterpret_cast<cudaStream_t>(on_stream);
+  check(stream_wait_value(counter_of("counter", counter), static_cast<uint32_t>(value), stream), "stream_wait_value");
 }
 
 }  // namespace
@@ -123,7 +123,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(hetsched, m) {
       " Tensor(c!)? ticket, int num_blocks) -> ()");
   m.def("copy_runs(Tensor source, Tensor runs, Tensor(a!)[] destinations, bool is_batched) -> ()");
   m.def("stream_write_value(Tensor(a!) counter, int value) -> ()");
-  m.def("stream_wait_value(Tensor counter, int value) -> ()");
+  m.def("stream_wait_value(Tensor counter, int value, int on_stream=0) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(hetsched, CUDA, m) {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -20,7 +21,24 @@ _NUM_TRIES = 3
 class Waitable(Protocol):
     """What may not be done yet."""
 
-    def wait(self) -> Any: ...
+    def wait_on(self, stream: Any) -> None:
+        """Make a stream wait for it, and the host not."""
+
+
+@dataclass(frozen=True, slots=True)
+class OfWork:
+    """Work of torch.distributed, for which the current stream alone can wait."""
+
+    work: Any
+
+    def wait_on(self, stream: Any) -> None:
+        """As in Waitable."""
+        here = torch.cuda.current_stream()
+        torch.cuda.set_stream(stream)
+        try:
+            self.work.wait()
+        finally:
+            torch.cuda.set_stream(here)
 
 
 class Clock(Protocol):
@@ -102,7 +120,6 @@ class EventClock:
     Args:
         make_event: makes an event.
         current: the current stream.
-        use: makes a stream the current one.
         aside: a stream of the clock's own.
         now_ns: the host's clock.
     """
@@ -112,11 +129,10 @@ class EventClock:
         make_event: Callable[[], Event],
         *,
         current: Callable[[], Any],
-        use: Callable[[Any], None],
         aside: Any,
         now_ns: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
-        self._make_event, self._current, self._use, self._now_ns = make_event, current, use, now_ns
+        self._make_event, self._current, self._now_ns = make_event, current, now_ns
         self._work, self._aside = current(), aside
         self._events: list[Event] = []
         self._num_used = 0
@@ -129,7 +145,6 @@ class EventClock:
         return cls(
             partial(torch.cuda.Event, enable_timing=True),
             current=partial(torch.cuda.current_stream, device),
-            use=torch.cuda.set_stream,
             aside=torch.cuda.Stream(device),  # type: ignore[no-untyped-call]
         )
 
@@ -147,14 +162,9 @@ class EventClock:
         return self._mark(self._current())
 
     def arrival(self, messages: Sequence[Waitable]) -> int | None:
-        """As in Clock; ``wait`` of the messages makes the current stream wait and not the host."""
-        here = self._current()
-        self._use(self._aside)
-        try:
-            for message in messages:
-                message.wait()
-        finally:
-            self._use(here)
+        """As in Clock."""
+        for message in messages:
+            message.wait_on(self._aside)
         return self._mark(self._aside)
 
     def end(self) -> Sequence[int]:
@@ -166,11 +176,12 @@ class EventClock:
         return [self._since_origin(event) for event in self._events[: self._num_used]]
 
     def _mark(self, stream: Any) -> int:
-        if self._num_used == len(self._events):
+        number = self._num_used
+        if number == len(self._events):
             self._events.append(self._make_event())
-        self._events[self._num_used].record(stream)
-        self._num_used += 1
-        return self._num_used - 1
+        self._events[number].record(stream)
+        self._num_used = number + 1
+        return number
 
     def _meet(self) -> tuple[Event, int]:
         """An event, and the host's time of it: of several tries the one that held the host least."""

@@ -140,7 +140,9 @@ class RankStep:
 
     def _of_share(self, table: Mapping[ShareKey, T], action: Action, kind: Kind) -> list[tuple[int, T]]:
         """What the table says of each microbatch of an action, if it is of this kind."""
-        keys = [(action.module, m, self._lane) for m in action.microbatches] if action.kind is kind else []
+        if not table or action.kind is not kind:
+            return []
+        keys = [(action.module, m, self._lane) for m in action.microbatches]
         return [(key[1], table[key]) for key in keys if key in table]
 
     def _others(self, lanes: Iterable[int]) -> list[int]:

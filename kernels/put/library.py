@@ -31,6 +31,7 @@ def missing() -> str | None:
     return None
 
 
+@functools.cache
 def ops() -> Any:
     """The compiled ops. Raises RuntimeError: they cannot be used here."""
     reason = missing()
@@ -99,6 +100,9 @@ def stream_write_value(counter: Tensor, value: int) -> None:
     ops().stream_write_value(counter, value)
 
 
-def stream_wait_value(counter: Tensor, value: int) -> None:
-    """Holds the stream until one int32 counter has reached ``value``, without an SM and without the host."""
-    ops().stream_wait_value(counter, value)
+def stream_wait_value(counter: Tensor, value: int, *, stream: torch.cuda.Stream | None = None) -> None:
+    """Holds a stream, by default the current one, until one int32 counter has reached ``value``.
+
+    No SM waits for it, nor does the host.
+    """
+    ops().stream_wait_value(counter, value, 0 if stream is None else stream.cuda_stream)

@@ -70,7 +70,7 @@ class Host:
             yield
 
 
-def await_count(counter: Tensor, value: int) -> None:
+def await_count(counter: Tensor, value: int, **_: Any) -> None:
     if int(counter) < value:
         raise WouldWaitError
 

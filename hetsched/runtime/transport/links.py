@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from hetsched.runtime.exchange import Wire
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Link:
-    """Wires of one channel that share a communicator.
+    """Wires of one channel that share a communicator; a link is equal to itself alone, which makes it a quick key.
 
     Args:
         wires: none's source is another's destination.

@@ -280,6 +280,9 @@ class StreamWork:
     def wait(self) -> None:
         torch.cuda.current_stream().wait_event(self._done)
 
+    def wait_on(self, stream: torch.cuda.Stream) -> None:
+        stream.wait_event(self._done)
+
     @property
     def arrival(self) -> StreamWork:
         """As in Work."""
@@ -299,7 +302,7 @@ class PeerReceive:
 
     def wait(self) -> None:
         """The current stream goes on when they are there."""
-        self._arrived.wait()
+        self._arrived.wait_on(None)
         self._seen.record()
         self.is_awaited = True
 
@@ -319,7 +322,7 @@ class Arrived:
 
     counts: Sequence[tuple[Tensor, int]]
 
-    def wait(self) -> None:
-        """The current stream goes on when all are."""
+    def wait_on(self, stream: torch.cuda.Stream | None) -> None:
+        """A stream, by default the current one, goes on when all are."""
         for counter, count in self.counts:
-            library.stream_wait_value(counter, count)
+            library.stream_wait_value(counter, count, stream=stream)

@@ -100,7 +100,7 @@ class Work(Protocol):
 
     @property
     def arrival(self) -> Waitable:
-        """Its ``wait`` makes the current stream wait for the messages, and does nothing with their rows."""
+        """Makes another stream wait for the messages, and does nothing with their rows."""
 
 
 class Carrier(Protocol):
