@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from statistics import median
 
 from hetsched.schedule.action import Kind
 from hetsched.schedule.table import ActionTable, Pattern
@@ -15,8 +14,9 @@ from hetsched.sim.timeline import Span, Stream, Timeline
 def measured_costs(timelines: Iterable[Timeline], *, by_microbatch: bool = False) -> Costs:
     """What actions and messages cost on average in steps that ran.
 
-    What an action waited for is no cost of its own. A message costs its median time under way as a latency, whatever
-    its size: where nobody sees messages arrive, most of them seem to take no longer than to be posted.
+    What an action waited for is no cost of its own. A message costs the shortest time that one of its edge was under
+    way, as a latency, whatever its size: what is measured of others holds waiting for their turn, for a receiver, or
+    for somebody to look at them, which the simulator finds by itself. Those without rows take no time and say nothing.
 
     Args:
         timelines: measured, of programs of one plan.
@@ -36,7 +36,7 @@ def measured_costs(timelines: Iterable[Timeline], *, by_microbatch: bool = False
                     durations[pattern].append(share)
                     durations[pattern._replace(lane=None)].append(share)
     table = {pattern: round(sum(of) / len(of)) for pattern, of in durations.items()}
-    links = {name: Link(latency_ns=round(median(of))) for name, of in messages.items()}
+    links = {name: Link(latency_ns=min(filter(None, of), default=0)) for name, of in messages.items()}
     return Costs(ActionTable(table), links=links)
 
 
