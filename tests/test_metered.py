@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from hetsched.runtime.clock import HostClock, Waitable
-from hetsched.runtime.exchange import Channel, Message, OwnMemory, StepSetup, Transfer
+from hetsched.runtime.exchange import Channel, Message, StepSetup, Transfer
 from hetsched.runtime.metered import MeteredTransport
 from hetsched.runtime.recorder import Recorder
+from hetsched.runtime.transport.memory import OwnMemory
 from hetsched.runtime.transport.nccl import NcclReceive
 from hetsched.runtime.transport.streamed import StreamedReceive
 

@@ -136,21 +136,6 @@ class Transport(Protocol):
         """Wait until every message of the step has left or arrived."""
 
 
-class OwnMemory:
-    """The part of a Transport that lends no memory: rows arrive in the exchange's."""
-
-    def room(self, transfer: Transfer, num_rows: int) -> torch.Tensor | None:
-        """As in Transport."""
-        return None
-
-    def give_back(self, transfer: Transfer) -> None:
-        """As in Transport."""
-
-    def lends(self, rows: torch.Tensor) -> bool:
-        """As in Transport."""
-        return False
-
-
 @dataclass(frozen=True, slots=True)
 class Wire:
     """A channel between one pair of ranks.

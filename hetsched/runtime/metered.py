@@ -6,11 +6,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-import torch
-
 from hetsched.runtime.arriving import Receive
 from hetsched.runtime.exchange import Message, StepSetup, Transfer, Transport
 from hetsched.runtime.recorder import Recorder, Wait
+from hetsched.runtime.transport.memory import MemoryOfAnother
 from hetsched.runtime.transport.streamed import StreamedReceive
 
 
@@ -78,7 +77,7 @@ class _Awaited:
     waits: list[Wait] = field(default_factory=list)
 
 
-class MeteredTransport:
+class MeteredTransport(MemoryOfAnother):
     """A transport whose waits and messages are recorded.
 
     Args:
@@ -87,7 +86,8 @@ class MeteredTransport:
     """
 
     def __init__(self, transport: Transport, recorder: Recorder) -> None:
-        self._transport, self._recorder = transport, recorder
+        super().__init__(transport)
+        self._recorder = recorder
         self._sent: list[_Posted] = []
         self._received: list[_Awaited] = []
 
@@ -97,18 +97,6 @@ class MeteredTransport:
         self._sent, self._received = [], []
         with self._transport.step(setup):
             yield
-
-    def room(self, transfer: Transfer, num_rows: int) -> torch.Tensor | None:
-        """As in Transport."""
-        return self._transport.room(transfer, num_rows)
-
-    def give_back(self, transfer: Transfer) -> None:
-        """As in Transport."""
-        self._transport.give_back(transfer)
-
-    def lends(self, rows: torch.Tensor) -> bool:
-        """As in Transport."""
-        return self._transport.lends(rows)
 
     def send(self, transfer: Transfer, messages: Mapping[int, Message]) -> None:
         """As in Transport."""

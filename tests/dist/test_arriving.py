@@ -13,7 +13,8 @@ import torch
 
 from hetsched.layout.rank_share import RankShare, rank_share
 from hetsched.layout.routes import Segment
-from hetsched.runtime.exchange import Channel, Exchange, Message, OwnMemory, StepSetup, Transfer
+from hetsched.runtime.exchange import Channel, Exchange, Message, StepSetup, Transfer
+from hetsched.runtime.transport.memory import OwnMemory
 
 HIDDEN = 3
 ME = 1

@@ -19,6 +19,7 @@ from hetsched.errors import JobError
 from hetsched.runtime.arriving import Receive
 from hetsched.runtime.exchange import Message, StepSetup, Transfer, Transport
 from hetsched.runtime.transport.gloo import GlooTransport
+from hetsched.runtime.transport.memory import MemoryOfAnother
 
 _FIELDS = ("the channel", "the microbatch", "the rows", "their width", "the dtype", "the digest of the step")
 _FIRST_TAG = 1 << 20
@@ -26,7 +27,7 @@ _FIRST_TAG = 1 << 20
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.uint8)
 
 
-class CheckedTransport:
+class CheckedTransport(MemoryOfAnother):
     """A transport whose messages are announced and compared; the host waits for each, so it is slow.
 
     Args:
@@ -35,7 +36,8 @@ class CheckedTransport:
     """
 
     def __init__(self, transport: Transport, *, timeout: timedelta) -> None:
-        self._transport, self._gloo = transport, GlooTransport(timeout=timeout)
+        super().__init__(transport)
+        self._gloo = GlooTransport(timeout=timeout)
         self._pending: dict[int, deque[CheckedReceive]] = {}
         self._digest = 0
 
@@ -43,18 +45,6 @@ class CheckedTransport:
         """As in Transport."""
         self._digest = setup.digest
         return self._transport.step(setup)
-
-    def room(self, transfer: Transfer, num_rows: int) -> torch.Tensor | None:
-        """As in Transport."""
-        return self._transport.room(transfer, num_rows)
-
-    def give_back(self, transfer: Transfer) -> None:
-        """As in Transport."""
-        self._transport.give_back(transfer)
-
-    def lends(self, rows: torch.Tensor) -> bool:
-        """As in Transport."""
-        return self._transport.lends(rows)
 
     def send(self, transfer: Transfer, messages: Mapping[int, Message]) -> None:
         """Announce the rows and start sending them, by destination."""

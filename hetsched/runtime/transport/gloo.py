@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 
 from hetsched.errors import JobError
-from hetsched.runtime.exchange import Message, OwnMemory, StepSetup, Transfer
+from hetsched.runtime.exchange import Message, StepSetup, Transfer
+from hetsched.runtime.transport.memory import OwnMemory
 
 
 @dataclass(frozen=True, slots=True)

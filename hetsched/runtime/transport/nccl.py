@@ -16,8 +16,9 @@ import torch
 import torch.distributed as dist
 
 from hetsched.runtime.clock import OfWork, Waitable
-from hetsched.runtime.exchange import Message, OwnMemory, StepSetup, Transfer
+from hetsched.runtime.exchange import Message, StepSetup, Transfer
 from hetsched.runtime.transport.links import Link
+from hetsched.runtime.transport.memory import OwnMemory
 
 BACKEND = "cpu:gloo,cuda:nccl"
 """For init_process_group: the ranks exchange losses and descriptions over gloo, sums of gradients over NCCL."""

@@ -9,8 +9,9 @@ from datetime import timedelta
 import torch
 
 from hetsched.runtime.arriving import Receive
-from hetsched.runtime.exchange import Message, OwnMemory, StepSetup, Transfer
+from hetsched.runtime.exchange import Message, StepSetup, Transfer
 from hetsched.runtime.transport.gloo import GlooTransport
+from hetsched.runtime.transport.memory import OwnMemory
 
 
 class StagedTransport(OwnMemory):
