@@ -19,7 +19,6 @@ from hetsched.graph import make_topology
 from hetsched.ops import take_fault
 from hetsched.parallel.data import sum_gradients
 from hetsched.plan import Plan
-from hetsched.runtime.arrivals import StepRooms, largest_arrivals, step_rooms
 from hetsched.runtime.channels import Channels
 from hetsched.runtime.clock import clock_of
 from hetsched.runtime.context_meter import ContextMeter
@@ -42,6 +41,7 @@ from hetsched.runtime.report import (
     recorded_figures,
 )
 from hetsched.runtime.shapes import SeenShapes
+from hetsched.runtime.step_rooms import StepRooms, largest_rooms, step_rooms
 from hetsched.runtime.trace import RankTrace, measured_timeline
 from hetsched.runtime.transport.checked import CheckedTransport
 from hetsched.runtime.transport.gloo import GlooTransport
@@ -270,7 +270,7 @@ class Engine:
         if self.device.type == "cpu":
             return StepSetup(digest=digest)
         is_new = self._seen.add(step, is_training=is_training)
-        return StepSetup(is_new, largest_arrivals(self.plan, step, self._channels), rooms.by_rank, digest)
+        return StepSetup(is_new, largest_rooms(self.plan, step, self._channels), rooms.by_rank, digest)
 
     def _report(self, batch: Batch, step: StepPlan, result: StepResult) -> StepReport:
         fault = _kernel_fault()

@@ -14,9 +14,9 @@ import torch.distributed as dist
 from hetsched.batch import Batch
 from hetsched.errors import DataError
 from hetsched.plan import Plan
-from hetsched.runtime.arrivals import StepRooms
 from hetsched.runtime.channels import Channels
 from hetsched.runtime.report import gather_objects, name_ranks
+from hetsched.runtime.step_rooms import StepRooms
 from hetsched.runtime.work import RankStep
 from hetsched.schedule.program import Program
 from hetsched.stepplan import StepPlan, plan_step

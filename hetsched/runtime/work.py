@@ -16,12 +16,12 @@ from hetsched.layout.held import Held
 from hetsched.layout.rank_share import rank_share, whole
 from hetsched.layout.tokens import positions_of
 from hetsched.plan import Plan
-from hetsched.runtime.arrivals import StepRooms
 from hetsched.runtime.channels import Channels, Key, key_of
 from hetsched.runtime.exchange import Transfer
 from hetsched.runtime.executor import Move
 from hetsched.runtime.feed import integers, load_held, make_meta, to_device
 from hetsched.runtime.stage import BoundaryRows, StageMeta
+from hetsched.runtime.step_rooms import StepRooms
 from hetsched.schedule.action import Action, Kind
 from hetsched.sim.credits import ShareKey
 from hetsched.stepplan import StepPlan

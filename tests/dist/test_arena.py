@@ -9,9 +9,9 @@ import torch
 
 from hetsched.graph import make_topology
 from hetsched.plan import Plan
-from hetsched.runtime.arrivals import largest_arrivals, step_rooms
 from hetsched.runtime.channels import Channels, key_of
 from hetsched.runtime.exchange import Transfer, Wire
+from hetsched.runtime.step_rooms import largest_rooms, step_rooms
 from hetsched.runtime.transport.links import Link, make_links
 from hetsched.runtime.transport.peer import place, turn_of
 from hetsched.runtime.work import RankStep
@@ -50,7 +50,7 @@ def test_no_byte_of_an_arena_belongs_to_two() -> None:
 def test_what_arrives_on_a_rank_fits_its_room(plan: Plan) -> None:
     channels, source = Channels(plan), RaggedSource(0, items="many")
     step = plan_step(plan, [source.describe(i) for i in range(17)])
-    largest = largest_arrivals(plan, step, channels)
+    largest = largest_rooms(plan, step, channels)
     seen: dict[int, int] = {}
     for rank in range(plan.world_size):
         work = RankStep(plan, step, rank=rank, channels=channels, device=torch.device("cpu"))

@@ -53,7 +53,7 @@ def step_rooms(program: Program, lanes: Sequence[Sequence[int]], channels: Chann
     return StepRooms(by_rank, ends)
 
 
-def largest_arrivals(plan: Plan, step: StepPlan, channels: Channels) -> dict[int, int]:
+def largest_rooms(plan: Plan, step: StepPlan, channels: Channels) -> dict[int, int]:
     """Bytes of the most that arrives on a rank in one transfer of each channel, by tag; of signals, which are counted
     where they arrive, none."""
     largest: dict[int, int] = defaultdict(int)
