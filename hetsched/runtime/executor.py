@@ -304,7 +304,7 @@ class Executor:
             return arrived
         if kind is Kind.RECV_F:
             assert neighbor.output is not None
-            return neighbor.output.detach()
+            return self._exchange.lasting(neighbor.output.detach())
         assert neighbor.rows is not None
         return neighbor.rows.grad
 
