@@ -51,6 +51,10 @@ class StageMeta:
     other; the last stage of the sink module returns ``(loss_sum, weight)``: a scalar, not
     divided by anything, and the number that the sample weights of the microbatch must add up to.
 
+    ``rows`` and those of boundaries may lie in memory that is used again once the microbatch's backward (without one,
+    its forward) is done. Autograd and what a stage returns are taken care of; what a stage keeps by itself, for a
+    statistic or a cache, must be a copy.
+
     Args:
         microbatch: index of the microbatch, the first of a window's.
         cu_seqlens: int32 ``[num_seqs + 1]``, starts at 0: boundaries of samples (or items) in the whole packed
