@@ -39,13 +39,18 @@ class SlowLinks(GlooTransport):
 
     def __init__(self, *, timeout: timedelta, delay_s: float) -> None:
         super().__init__(timeout=timeout)
-        self._delay_s = delay_s
+        self._delay_s, self._lock = delay_s, threading.Lock()
         self._leaving: list[threading.Timer] = []
 
     def send(self, transfer: Transfer, messages: Mapping[int, Message]) -> None:
-        timer = threading.Timer(self._delay_s, super().send, (transfer, messages))
+        timer = threading.Timer(self._delay_s, self._leave, (transfer, messages))
         timer.start()
         self._leaving.append(timer)
+
+    def _leave(self, transfer: Transfer, messages: Mapping[int, Message]) -> None:
+        # Timers have threads of their own, and a transport keeps its list of what was sent for one.
+        with self._lock:
+            super().send(transfer, messages)
 
     def flush(self) -> None:
         for timer in self._leaving:

@@ -1,0 +1,108 @@
+"""Sums of gradients over copies of a stage, against sums parameter by parameter."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from hetsched.parallel.data import sum_gradients
+from tests.dist.pool import Pool
+
+NUM_RANKS = 3
+SHAPES = [(5, 3), (7,), (1,), (0, 4), (2, 3, 5)]
+
+
+def stage_of(dtypes: list[torch.dtype]) -> nn.Module:
+    """Parameters of odd sizes, of which one is shared and one frozen; the gradient of the second last has gaps."""
+    stage = nn.Module()
+    for number, shape in enumerate(SHAPES):
+        dtype = dtypes[number % len(dtypes)]
+        stage.register_parameter(f"of{number}", nn.Parameter(torch.zeros(shape, dtype=dtype)))
+    stage.strided = nn.Parameter(torch.zeros(4, 6, dtype=dtypes[0]).t())
+    stage.frozen = nn.Parameter(torch.zeros(9, dtype=dtypes[0]), requires_grad=False)
+    stage.again = stage.of1
+    return stage
+
+
+def gradient_of(shape: torch.Size, dtype: torch.dtype, *, rank: int, number: int) -> Tensor:
+    made = torch.randn(shape, generator=torch.Generator().manual_seed(100 * rank + number), dtype=torch.float64)
+    return made.to(dtype)
+
+
+def summed(dtypes: list[torch.dtype], idle: int | None) -> list[tuple[Tensor, bool]]:
+    """Of each trained parameter its gradient, and whether that is the tensor that it was before.
+
+    Args:
+        dtypes: of the parameters, in turn.
+        idle: a rank whose odd parameters have no gradient.
+    """
+    stage, rank = stage_of(dtypes), dist.get_rank()
+    trained = [p for p in stage.parameters() if p.requires_grad]
+    for number, p in enumerate(trained):
+        if rank != idle or number % 2 == 0:
+            grad = torch.empty_like(p)
+            p.grad = grad.copy_(gradient_of(p.shape, p.dtype, rank=rank, number=number))
+    before = [p.grad for p in trained]
+    sum_gradients(stage, dist.group.WORLD)
+    assert stage.frozen.grad is None
+    return [(p.grad, was is None or p.grad is was) for p, was in zip(trained, before, strict=True)]
+
+
+def expected(found: Tensor, number: int, idle: int | None) -> Tensor:
+    """The float64 sum over ranks, of what each has in the parameter's dtype."""
+    parts = [
+        gradient_of(found.shape, found.dtype, rank=rank, number=number).double()
+        for rank in range(NUM_RANKS)
+        if rank != idle or number % 2 == 0
+    ]
+    return torch.stack(parts).sum(0)
+
+
+@pytest.mark.parametrize("idle", [None, 1])
+@pytest.mark.parametrize(
+    ("dtypes", "error"),
+    [
+        ([torch.float64], 1e-15),
+        ([torch.float32], 1e-6),
+        # Half of a unit in the last place, of what was added up in float32.
+        ([torch.bfloat16], 2**-8),
+        ([torch.bfloat16, torch.float32], 2**-8),
+    ],
+    ids=["float64", "float32", "bfloat16", "mixed"],
+)
+def test_every_rank_has_the_sum_in_the_tensor_that_it_had(
+    ranks: Pool, dtypes: list[torch.dtype], error: float, idle: int | None
+) -> None:
+    by_rank = ranks.run(summed, dtypes, idle, num_ranks=NUM_RANKS)
+    for of_rank in by_rank:
+        assert len(of_rank) == len(SHAPES) + 1
+        for number, ((found, is_same), (first, _)) in enumerate(zip(of_rank, by_rank[0], strict=True)):
+            torch.testing.assert_close(found.double(), expected(found, number, idle), rtol=error, atol=error)
+            assert is_same and torch.equal(found, first)
+
+
+def test_bfloat16_is_added_up_in_float32(ranks: Pool) -> None:
+    """In bfloat16, 256 + 1 is 256."""
+    for found in ranks.run(small_beside_large, num_ranks=NUM_RANKS):
+        assert found.tolist() == [258.0]
+
+
+def small_beside_large() -> Tensor:
+    stage = nn.ParameterList([torch.zeros(1, dtype=torch.bfloat16)])
+    stage[0].grad = torch.full_like(stage[0], 256.0 if dist.get_rank() == 0 else 1.0)
+    sum_gradients(stage, dist.group.WORLD)
+    grad = stage[0].grad
+    assert grad is not None
+    return grad.float()
+
+
+def test_without_copies_what_has_no_gradient_has_zeros() -> None:
+    stage = stage_of([torch.float32])
+    stage.of1.grad = torch.ones(7)
+    sum_gradients(stage, None)
+    assert stage.of1.grad.tolist() == [1.0] * 7
+    assert torch.equal(stage.strided.grad, torch.zeros(6, 4))
+    assert stage.of2.grad.tolist() == [0.0]
+    assert stage.frozen.grad is None
