@@ -9,8 +9,8 @@ may have stood idle between two kernels, which the action's times do not show.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from hetsched.runtime.clock import Clock, HostClock, Waitable
@@ -70,7 +70,6 @@ class _Running:
     inner: list[Wait] = field(default_factory=list)
     arrived: int | None = None
     has_worked: bool = False
-    began_ns: int = 0
     host_ns: int = 0
     stage_host_ns: int = 0
 
@@ -107,34 +106,30 @@ class Recorder:
         self._times = self._clock.end()
         self.records = tuple(self._record(ran) for ran in self._ran)
 
-    def action(self, action: Action) -> AbstractContextManager[None]:
+    @contextmanager
+    def action(self, action: Action) -> Iterator[None]:
         """Record the action that runs inside."""
-        return _Acting(self, action)
-
-    def working(self) -> AbstractContextManager[None]:
-        """What runs inside is a stage's own code; what the action waits for from now on is no longer its beginning."""
-        assert self._running is not None, "only actions work"
-        return _Working(self._running)
-
-    def waiting(self) -> AbstractContextManager[Wait]:
-        """What runs inside is waiting; gives its moments, the second of which is known afterwards."""
-        return _Waiting(self)
-
-    def begin_action(self, action: Action) -> None:
-        """As ``action``, at its start."""
         began, start = time.perf_counter_ns(), self._clock.mark()
-        self._running = _Running(action, start, start, start, began_ns=began)
-
-    def end_action(self) -> None:
-        """As ``action``, at its end."""
-        running, self._running = self._running, None
-        assert running is not None, "an action ends once"
-        running.end = self._clock.mark()
-        running.host_ns = time.perf_counter_ns() - running.began_ns
+        running = self._running = _Running(action, start, start, start)
+        yield
+        running.end, self._running = self._clock.mark(), None
+        running.host_ns = time.perf_counter_ns() - began
         self._ran.append(running)
 
-    def waited(self, wait: Wait) -> None:
-        """As ``waiting``, at its end."""
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """What runs inside is a stage's own code; what the action waits for from now on is no longer its beginning."""
+        assert self._running is not None, "only actions work"
+        self._running.has_worked = True
+        began = time.perf_counter_ns()
+        yield
+        self._running.stage_host_ns += time.perf_counter_ns() - began
+
+    @contextmanager
+    def waiting(self) -> Iterator[Wait]:
+        """What runs inside is waiting; gives its moments, the second of which is known afterwards."""
+        wait = Wait(self._clock.mark(), 0)
+        yield wait
         wait.end = self._clock.mark()
         if self._running is None:
             return
@@ -197,49 +192,3 @@ class Recorder:
             host_ns=ran.host_ns,
             stage_host_ns=ran.stage_host_ns,
         )
-
-
-# Classes where generators would do: they are entered several times an action, and a generator costs the host 2 us more.
-
-
-class _Acting:
-    __slots__ = ("_action", "_recorder")
-
-    def __init__(self, recorder: Recorder, action: Action) -> None:
-        self._recorder, self._action = recorder, action
-
-    def __enter__(self) -> None:
-        self._recorder.begin_action(self._action)
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self._recorder.end_action()
-
-
-class _Working:
-    __slots__ = ("_began_ns", "_running")
-
-    def __init__(self, running: _Running) -> None:
-        self._running, self._began_ns = running, 0
-
-    def __enter__(self) -> None:
-        self._running.has_worked = True
-        self._began_ns = time.perf_counter_ns()
-
-    def __exit__(self, *_: object) -> None:
-        self._running.stage_host_ns += time.perf_counter_ns() - self._began_ns
-
-
-class _Waiting:
-    __slots__ = ("_recorder", "_wait")
-
-    def __init__(self, recorder: Recorder) -> None:
-        self._recorder = recorder
-
-    def __enter__(self) -> Wait:
-        self._wait = Wait(self._recorder.mark(), 0)
-        return self._wait
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self._recorder.waited(self._wait)
