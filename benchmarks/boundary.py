@@ -26,8 +26,8 @@ from torch import Tensor
 from benchmarks._boundary_cases import SUITES, Spec, items, make_case
 from hetsched.kernels.put import library
 from hetsched.layout.rank_share import rank_share
+from hetsched.lower.rooms import Rooms
 from hetsched.runtime.exchange import Channel, Exchange, StepSetup, Transfer, Wire
-from hetsched.runtime.rooms import Rooms
 from hetsched.runtime.transport.links import make_links
 from hetsched.runtime.transport.nccl import BACKEND, NcclCarrier
 from hetsched.runtime.transport.peer import PeerCarrier

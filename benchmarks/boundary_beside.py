@@ -20,8 +20,8 @@ import torch.distributed as dist
 
 from hetsched.kernels.put import library
 from hetsched.layout.rank_share import rank_share
+from hetsched.lower.rooms import Rooms
 from hetsched.runtime.exchange import Channel, Exchange, StepSetup, Transfer, Wire
-from hetsched.runtime.rooms import Rooms
 from hetsched.runtime.transport.links import make_links
 from hetsched.runtime.transport.nccl import BACKEND, NcclCarrier
 from hetsched.runtime.transport.peer import PeerCarrier

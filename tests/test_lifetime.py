@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hetsched.runtime.lifetime import last_uses
+from hetsched.lower.lifetime import last_uses
 from hetsched.schedule.action import parse_action
 
 

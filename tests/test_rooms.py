@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
+from hetsched.lower.rooms import Arrival, LaneRooms, Room, Rooms
 from hetsched.plan import Plan
-from hetsched.runtime.rooms import Arrival, LaneRooms, Room, Rooms
 from hetsched.schedule.action import Action, Kind, parse_action
 from hetsched.stepprogram import step_program
 from tests.dist.plans import make_plan

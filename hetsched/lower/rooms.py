@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from hetsched.runtime.lifetime import last_reads
+from hetsched.lower.lifetime import last_reads
 from hetsched.schedule.action import Action, Kind
 
 

@@ -15,8 +15,8 @@ from typing import Protocol
 import torch
 
 from hetsched.layout.rank_share import Piece, RankShare, Runs
+from hetsched.lower.rooms import Rooms
 from hetsched.runtime.arriving import Arriving, Placed, Receive, Summed, copy_all
-from hetsched.runtime.rooms import Rooms
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +226,7 @@ class Exchange:
 
     def _token(self, channel: Channel) -> Message:
         token = torch.zeros(1, channel.hidden, dtype=channel.dtype, device=self.device)
-        return Message(token, ((0, 1),), (Piece(0, 0, 1),))
+        return Message(token, ((0, 1),))
 
     def flush(self) -> None:
         """Wait until every row has left; to be called once a step."""

@@ -16,9 +16,9 @@ from torch.utils.checkpoint import checkpoint
 
 from hetsched.errors import DataError
 from hetsched.layout.rank_share import RankShare
+from hetsched.lower.lifetime import last_uses
 from hetsched.runtime.arriving import Arriving
 from hetsched.runtime.exchange import Exchange, Transfer
-from hetsched.runtime.lifetime import last_uses
 from hetsched.runtime.recorder import Recorder
 from hetsched.runtime.stage import BoundaryRows, StageMeta
 from hetsched.runtime.weight_gradient import WeightGradients

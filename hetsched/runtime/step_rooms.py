@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from hetsched.layout.tokens import IntArray
+from hetsched.lower.rooms import LaneRooms, Rooms
 from hetsched.plan import Plan
 from hetsched.runtime.channels import Channels, key_of
 from hetsched.runtime.exchange import Transfer
-from hetsched.runtime.rooms import LaneRooms, Rooms
 from hetsched.schedule.program import Program
 from hetsched.stepplan import StepPlan
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from hetsched.layout.rank_share import Piece, RankShare, outgoing
+from hetsched.lower.rooms import LaneRooms
 from hetsched.runtime.arriving import Placed
 from hetsched.runtime.exchange import Channel, Exchange, Message, StepSetup, Transfer
 from hetsched.runtime.executor import Executor, Move, StepResult
 from hetsched.runtime.recorder import Recorder
-from hetsched.runtime.rooms import LaneRooms
 from hetsched.runtime.stage import StageMeta
 from hetsched.schedule.action import Action, Kind, parse_action
 

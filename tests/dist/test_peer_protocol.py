@@ -10,6 +10,7 @@ import random
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from itertools import permutations
 from types import SimpleNamespace
 from typing import Any
@@ -20,8 +21,8 @@ import torch
 from torch import Tensor
 
 from hetsched.layout.rank_share import joined, outgoing
+from hetsched.lower.rooms import Rooms
 from hetsched.runtime.exchange import Message, StepSetup, Transfer, Wire
-from hetsched.runtime.rooms import Rooms
 from hetsched.runtime.transport import peer
 from hetsched.runtime.transport.links import make_links
 from hetsched.runtime.transport.peer import PeerCarrier, Slots
@@ -261,3 +262,18 @@ def test_a_room_has_changes_of_its_own() -> None:
         loss.backward()
         assert one.grad is not None
         assert ranks.carriers[0].lends(one.detach()[3:]) and not ranks.carriers[0].lends(one.grad)
+
+
+def test_a_signal_is_counted_and_takes_no_room() -> None:
+    host = Host(2)
+    with host.patched():
+        ranks = Ranks(host, 0)
+        signals = Transfer(replace(CHANNELS[0], is_signal=True), 0)
+        link, token = ranks.links[0, 0, 1], Message(torch.zeros(1, 1), ((0, 1),))
+        before = [arena.clone() for arena in host.arenas]
+        ranks.carriers[0].send(link, signals, {1: token})
+        first, second = (ranks.carriers[1].receive(link, {0: token}) for _ in range(2))
+        first.wait()
+        with pytest.raises(WouldWaitError):
+            second.wait()
+        assert sum(int((a != b).sum()) for a, b in zip(host.arenas, before, strict=True)) == 1

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from hetsched.layout.rank_share import RankShare, rank_share
 from hetsched.layout.routes import Segment
+from hetsched.lower.rooms import Rooms
 from hetsched.runtime.arriving import Summed
 from hetsched.runtime.exchange import Channel, Exchange, StepSetup, Transfer, Wire
-from hetsched.runtime.rooms import Rooms
 from hetsched.runtime.transport.links import make_links
 from hetsched.runtime.transport.nccl import NcclCarrier
 from hetsched.runtime.transport.peer import PeerCarrier

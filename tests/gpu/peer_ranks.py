@@ -16,8 +16,8 @@ from torch import Tensor
 
 from hetsched.kernels.put.message import Destination
 from hetsched.layout.rank_share import Piece, joined, outgoing
+from hetsched.lower.rooms import Rooms
 from hetsched.runtime.exchange import Message, StepSetup, Transfer, Wire
-from hetsched.runtime.rooms import Rooms
 from hetsched.runtime.transport.links import Link, make_links
 from hetsched.runtime.transport.peer import PeerCarrier, PeerReceive, StreamWork
 from tests.dist.peer_cases import CHANNELS, MAX_ROWS, MOST_IN_USE, PER_STEP, Sent, events_of, pieces_of

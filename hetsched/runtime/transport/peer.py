@@ -2,7 +2,7 @@
 
 Every process owns one arena of symmetric memory. In it lies, for each channel that brings it rows, an *inbox*: slots,
 in which rows arrive where they are read, without being copied again. Which slot is the room of which microbatch, and
-what has to have been given back before, follows from the program (hetsched.runtime.rooms), so both ends know it before
+what has to have been given back before, follows from the program (hetsched.lower.rooms), so both ends know it before
 the step begins. A wire has two counters that only grow: messages that arrived, beside the inbox, and rooms that were
 given back, in the sender's arena. A link's stream waits at the sender until the room is free, puts rows into it and
 counts the message. Whoever needs the rows waits for that count on its own stream, reads them where they lie, and counts
@@ -25,8 +25,8 @@ from torch import Tensor
 
 from hetsched.kernels.put import library
 from hetsched.kernels.put.message import Destination, put_message
+from hetsched.lower.rooms import Rooms
 from hetsched.runtime.exchange import Message, StepSetup, Transfer, Wire
-from hetsched.runtime.rooms import Rooms
 from hetsched.runtime.transport.links import Link
 
 # Counters lie in cache lines of their own; slots are aligned to the widest access.
@@ -239,15 +239,15 @@ class PeerCarrier:
         ends = [(self._ends[tag, self._rank, peer], peer, message) for peer, message in messages.items()]
         for end, peer, message in sorted(ends, key=lambda of: of[0].turn):
             end.num_messages += 1
-            to = Destination(self._nothing, end.arrived, end.num_messages)
-            pieces = message.pieces
-            if transfer.channel.is_signal:
-                pieces = ()
-            else:
-                slots, m = self._slots[tag, peer], transfer.microbatch
-                to = Destination(slots.room(m), end.arrived, end.num_messages, end.returned, slots.awaited(m))
-            self._put(message, pieces, to, link)
+            self._put(message, message.pieces, self._destination(end, peer, transfer), link)
         return StreamWork(stream)
+
+    def _destination(self, end: WireEnd, peer: int, transfer: Transfer) -> Destination:
+        # A signal is counted, and has no rows that would need a room.
+        if transfer.channel.is_signal:
+            return Destination(self._nothing, end.arrived, end.num_messages)
+        slots, m = self._slots[transfer.channel.tag, peer], transfer.microbatch
+        return Destination(slots.room(m), end.arrived, end.num_messages, end.returned, slots.awaited(m))
 
     def _put(self, message: Message, pieces: Sequence[tuple[int, int, int]], to: Destination, link: Link) -> None:
         put_message(message.rows, pieces, to, ticket=self._tickets[link], stream=self._streams[link])
@@ -276,17 +276,6 @@ class StreamWork:
 
     def is_completed(self) -> bool:
         return bool(self._done.query())
-
-    def wait(self) -> None:
-        torch.cuda.current_stream().wait_event(self._done)
-
-    def wait_on(self, stream: torch.cuda.Stream) -> None:
-        stream.wait_event(self._done)
-
-    @property
-    def arrival(self) -> StreamWork:
-        """As in Work."""
-        return self
 
 
 class PeerReceive:

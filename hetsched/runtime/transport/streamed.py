@@ -86,7 +86,7 @@ def check_queues(links: Sequence[Link], *, num_queues: int) -> str | None:
     )
 
 
-class Work(Protocol):
+class Posted(Protocol):
     """What was enqueued for one link."""
 
     @property
@@ -94,6 +94,10 @@ class Work(Protocol):
         """False for messages that are not known to be completed until somebody waits for them, and nobody does yet."""
 
     def is_completed(self) -> bool: ...
+
+
+class Work(Posted, Protocol):
+    """Messages that are received."""
 
     def wait(self) -> Any:
         """Make the current stream wait for it, and put rows that came in their places."""
@@ -116,7 +120,7 @@ class Carrier(Protocol):
 
     def lends(self, rows: torch.Tensor) -> bool: ...
 
-    def send(self, link: Link, transfer: Transfer, messages: Mapping[int, Message]) -> Work: ...
+    def send(self, link: Link, transfer: Transfer, messages: Mapping[int, Message]) -> Posted: ...
 
     def receive(self, link: Link, messages: Mapping[int, Message]) -> Work: ...
 
@@ -253,7 +257,7 @@ class StreamedTransport:
         return list(of_link.items())
 
     def _post(
-        self, link: Link, work: Work, rows: Mapping[int, Message], transfer: Transfer, *, is_receive: bool = False
+        self, link: Link, work: Posted, rows: Mapping[int, Message], transfer: Transfer, *, is_receive: bool = False
     ) -> None:
         # Memory that is still being sent must not go back to the allocator, which knows the current stream alone.
         pending = self._pending.setdefault(link, deque())
