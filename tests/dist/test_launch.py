@@ -42,7 +42,10 @@ def bad_data(_: Path) -> None:
 
 
 def bad_code(_: Path) -> None:
+    # A rank that is still connecting when another one leaves fails as well, and says so.
+    dist.barrier()
     if dist.get_rank() == 2:
+        time.sleep(0.5)
         raise ValueError("a bug")
     time.sleep(60)
 
