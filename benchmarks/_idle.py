@@ -13,7 +13,8 @@ The step's time is divided into parts that add up to it:
 - **ends**: before the first kernel and after the last: warmup and cooldown.
 
 The first two are what a timeline of actions counts as work too; the others are idle time. NCCL's kernels spin while
-they wait for their peer, so those that send and receive are neither, and leave a gap where nothing else runs.
+they wait for their peer, so those that send and receive are neither, and leave a gap where nothing else runs; nor is
+the kernel work by which a stream waits for a message.
 """
 
 from __future__ import annotations
@@ -64,6 +65,11 @@ class Parts:
     @property
     def span(self) -> int:
         return sum(getattr(self, field.name) for field in fields(self))
+
+    @property
+    def busy_ns(self) -> int:
+        """Working, or in a sum of gradients that all ranks had come to."""
+        return self.work + self.collective
 
     @property
     def idle(self) -> float:
@@ -121,6 +127,22 @@ def beyond(parts: Parts, predicted: float) -> dict[str, float]:
     }
 
 
+def idle_without_profile(every: Sequence[Parts], *, span_ns: int, predicted: Sequence[float]) -> dict[str, Any]:
+    """What GPUs idle in a step that nobody profiles, in percent: the same work, in the time that such a step takes.
+
+    Args:
+        every: the parts of each rank, of the profiled step.
+        span_ns: of the other one.
+        predicted: each rank's bubble in a simulated timeline.
+    """
+    idle = [1 - parts.busy_ns / span_ns for parts in every]
+    return {
+        "timeline_ms": round(span_ns / 1e6, 2),
+        "idle_percent": [percent(share) for share in idle],
+        "idle_beyond_predicted_percent": [percent(of - share) for of, share in zip(idle, predicted, strict=True)],
+    }
+
+
 def idle_figures(
     every: Sequence[Parts], *, predicted: Sequence[float] = (), measured: Sequence[float] = ()
 ) -> dict[str, Any]:
@@ -156,6 +178,8 @@ def _is_nccl(event: Mapping[str, Any]) -> bool:
 
 def _is_work(event: Mapping[str, Any]) -> bool:
     """Whether an event of the stream that computes is work; copies from and to the host are not the step's."""
+    if "wait_for_counts" in event["name"]:
+        return False
     if event["cat"] == "gpu_memcpy":
         return "DtoD" in event["name"]
     return not _is_nccl(event)

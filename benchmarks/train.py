@@ -12,7 +12,8 @@ Idle time is that of one more step, as a profile of each GPU saw it. Its parts a
 percent of the time from the step's start to the end of its last action on any rank: of what bubbles are shares of too,
 so without the optimizer, the report, and the ranks' meeting before the next step. What a rank idled beyond predicted is
 its idle share less the bubble predicted for its lane; it is printed for the rank where that is most. Torch's pipeline
-has no prediction, and its step is all from zeroing the gradients until the GPUs are done.
+has no prediction, and its step is all from zeroing the gradients until the GPUs are done. The profile slows the host,
+so ``without_profile`` holds the same kernels against the time of steps without it, the median of three.
 
 ``host_us_per_action`` is how long an action held the host. The host may be about 1,000 launches ahead of the GPU, and
 is held in launches beyond; so where the GPU limits the step it is the GPU's time, not what launches cost.
@@ -36,7 +37,7 @@ import torch.distributed as dist
 from torch import nn
 
 from benchmarks import _torch_pipeline
-from benchmarks._idle import idle_figures, percent
+from benchmarks._idle import idle_figures, idle_without_profile, percent
 from benchmarks._profiled import gather_parts, meet, profiled
 from benchmarks._vision_language import FULL, LAYOUTS, TINY, RandomSource, Sizes, builders, make_plan, teraflop_of
 from hetsched.batch import Batch
@@ -130,6 +131,11 @@ def measure_plan(placement: str, transport: str, sizes: Sizes, args: argparse.Na
 
 def idle_of_plan(steps: PlannedSteps, predicted: Timeline) -> dict[str, object]:
     """Where the GPUs' time went in a step more."""
+    spans = []
+    for _ in range(3):
+        meet()
+        steps.alone()
+        spans.append(steps.engine.timeline().makespan_ns)
     ran, _ = profiled(steps.alone, before=steps)
     timeline = steps.engine.timeline()
     parts = gather_parts(ran, span_ns=timeline.makespan_ns)
@@ -137,6 +143,7 @@ def idle_of_plan(steps: PlannedSteps, predicted: Timeline) -> dict[str, object]:
     return {
         "profiled_timeline_ms": round(timeline.makespan_ns / 1e6, 2),
         **idle_figures(parts, predicted=shares[0], measured=shares[1]),
+        "without_profile": idle_without_profile(parts, span_ns=sorted(spans)[1], predicted=shares[0]),
     }
 
 

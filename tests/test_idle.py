@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks._idle import Parts, Ran, beyond, divide, idle_figures, read_trace
+from benchmarks._idle import Parts, Ran, beyond, divide, idle_figures, idle_without_profile, read_trace
 
 US = 1000
 COMPUTE, LINK = 7, 20
@@ -59,6 +59,7 @@ def test_work_is_what_the_stream_that_computes_does_within_its_gpu() -> None:
         event("Memcpy HtoD (Pinned -> Device)", 160, 40, category="gpu_memcpy"),
         event("Memcpy DtoD (Device -> Device)", 160, 40, stream=LINK, category="gpu_memcpy"),
         event("put", 160, 40, stream=LINK),
+        event("hetsched::cuda::(anonymous namespace)::wait_for_counts_kernel(Counts)", 160, 40),
         event("gemm", 0, 900, category="gpu_user_annotation"),
         {"ph": "M", "name": "process_name"},
     ]
@@ -116,3 +117,12 @@ def test_without_a_prediction_nothing_is_beyond_it() -> None:
     found = idle_figures([PARTS])
     assert found.keys() == {"busy_percent", "ranks"}
     assert "bubble_percent" not in found["ranks"][0]
+
+
+def test_without_the_profile_the_same_work_fills_more_of_a_shorter_step() -> None:
+    parts = [Parts(600, 40, 60, 100, 100, 100), Parts(800, 0, 50, 50, 50, 50)]
+    assert idle_without_profile(parts, span_ns=800, predicted=[0.15, 0.0]) == {
+        "timeline_ms": 0.0,
+        "idle_percent": [20.0, 0.0],
+        "idle_beyond_predicted_percent": [5.0, 0.0],
+    }

@@ -9,20 +9,21 @@ from hetsched.runtime.overlap import RankTraffic, overlaps
 from hetsched.sim.overlap import Overlap
 
 US = 1000
-SENT = Sent("llm, forward", 0, peer=1, num_bytes=640, posted_ns=100 * US)
 
 
-def received(
-    asked_us: int, went_on_us: int, arrived_us: int | None = None, *, peers: tuple[int, ...] = (0,)
-) -> Received:
+def sent(posted_us: int, arrived_us: int | None = None, *, peer: int = 1) -> Sent:
     arrived_ns = None if arrived_us is None else arrived_us * US
-    return Received("llm, forward", 0, peers, asked_us * US, went_on_us * US, arrived_ns)
+    return Sent("llm, forward", 0, peer, num_bytes=640, posted_ns=posted_us * US, arrived_ns=arrived_ns)
 
 
-def between(*messages: Received, late_us: int = 0) -> Overlap:
-    """Of rank 0, which sent SENT, and rank 1, which began so much later."""
-    sender = RankTraffic(5000 * US, Traffic((SENT,), ()), {})
-    receiver = RankTraffic((5000 + late_us) * US, Traffic((), messages), {})
+def received(asked_us: int, went_on_us: int, *, peers: tuple[int, ...] = (0,)) -> Received:
+    return Received("llm, forward", 0, peers, asked_us * US, went_on_us * US)
+
+
+def between(message: Received, *, arrived_us: int | None = None, late_us: int = 0) -> Overlap:
+    """Of rank 0, which sent at 100 us what arrived then on its clock, and rank 1, which began so much later."""
+    sender = RankTraffic(5000 * US, Traffic((sent(100, arrived_us),), ()), {})
+    receiver = RankTraffic((5000 + late_us) * US, Traffic((), (message,)), {})
     (found,) = overlaps([sender, receiver])
     return found
 
@@ -32,9 +33,10 @@ def figures(found: Overlap) -> tuple[int, int]:
 
 
 def test_a_message_is_under_way_from_when_its_rows_were_there() -> None:
-    assert figures(between(received(0, 400, 400))) == (300, 300)
-    assert figures(between(received(250, 400, 400))) == (300, 150)
-    assert figures(between(received(700, 701, 400))) == (300, 0)
+    assert figures(between(received(0, 400), arrived_us=400)) == (300, 300)
+    assert figures(between(received(250, 400), arrived_us=400)) == (300, 150)
+    assert figures(between(received(700, 701), arrived_us=400)) == (300, 0)
+    assert figures(between(received(0, 150), arrived_us=400, late_us=250)) == (300, 150)
     assert figures(between(received(0, 150), late_us=250)) == (300, 150)
 
 
@@ -45,12 +47,18 @@ def test_where_nobody_saw_it_arrive_it_was_under_way_until_it_was_missed_no_long
 
 
 def test_of_several_senders_the_last_one_counts() -> None:
-    sent = [Sent("llm, forward", 0, peer=2, num_bytes=640, posted_ns=at * US) for at in (100, 300)]
-    ranks = [RankTraffic(0, Traffic((message,), ()), {}) for message in sent]
-    (found,) = overlaps([*ranks, RankTraffic(0, Traffic((), (received(0, 450, 450, peers=(0, 1)),)), {})])
+    posted = [sent(100, 350, peer=2), sent(300, 450, peer=2)]
+    ranks = [RankTraffic(0, Traffic((message,), ()), {}) for message in posted]
+    (found,) = overlaps([*ranks, RankTraffic(0, Traffic((), (received(0, 450, peers=(0, 1)),)), {})])
     assert figures(found) == (150, 150)
     assert (found.num_messages, found.num_bytes) == (1, 1280)
     assert found.hidden == 0
+
+
+def test_of_several_senders_all_have_to_be_seen() -> None:
+    ranks = [RankTraffic(0, Traffic((message,), ()), {}) for message in (sent(100, 350, peer=2), sent(300, peer=2))]
+    (found,) = overlaps([*ranks, RankTraffic(0, Traffic((), (received(400, 500, peers=(0, 1)),)), {})])
+    assert figures(found) == (200, 100)
 
 
 def test_context_parallel_messages_are_those_of_all_ranks() -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from hetsched.runtime.clock import EventClock, Waitable
+from hetsched.runtime.clock import Event, EventClock, OfEvent, Passing
 from hetsched.runtime.recorder import Recorder
 from hetsched.schedule.action import parse_action
 
@@ -32,7 +32,7 @@ class TurnedClock:
     def mark_here(self) -> int:
         return self.mark()
 
-    def arrival(self, messages: Sequence[Waitable]) -> int | None:
+    def passing(self, of: Passing) -> int | None:
         return self.mark()
 
     def end(self) -> Sequence[int]:
@@ -71,6 +71,19 @@ def test_waits_before_the_work_are_told_from_those_inside_it() -> None:
     assert (first.waited_ns, first.work_ns) == (52, 160)
     assert (second.start_ns, second.ready_ns, second.end_ns, second.waited_ns) == (212, 212, 262, 0)
     assert recorder.waited_ns == 52
+
+
+def test_an_action_starts_where_the_one_before_it_ends() -> None:
+    clock = TurnedClock()
+    recorder = Recorder(clock)
+    recorder.begin_step()
+    clock.now = 3
+    for action in (F0, F1):
+        with recorder.action(action), takes(clock, 10):
+            pass
+        clock.now += 2
+    recorder.end_step()
+    assert [(r.start_ns, r.end_ns) for r in recorder.records] == [(0, 13), (13, 25)]
 
 
 def test_a_step_forgets_the_one_before() -> None:
@@ -158,11 +171,12 @@ class FakeEvent:
 class Message:
     """It arrives at a time of the host."""
 
-    device: Device
     at_ns: int
 
-    def wait_on(self, stream: Stream) -> None:
-        stream.free_ns = max(stream.free_ns, self.at_ns)
+    def seen(self, aside: Stream, spare: Event) -> Event:
+        aside.free_ns = max(aside.free_ns, self.at_ns)
+        spare.record(aside)
+        return spare
 
 
 def test_events_give_the_times_of_the_device_on_the_clock_of_the_host() -> None:
@@ -199,6 +213,16 @@ def test_within_a_step_the_host_waits_for_no_event_and_later_steps_make_none_but
     assert made == [50, 0, 0]
 
 
+def test_what_has_an_event_of_its_own_takes_none_of_the_clocks() -> None:
+    device = Device()
+    clock = device.clock()
+    clock.begin()
+    marks = [clock.mark(), clock.passing(OfEvent(FakeEvent(device, clock.began_ns + 7_000_000))), clock.mark()]
+    assert marks == [0, 1, 2]
+    times = clock.end()
+    assert times[1] == 7_000_000 and times[0] < times[2] < 1_000_000
+
+
 def test_a_clock_that_runs_fast_is_told() -> None:
     device = Device(rate=1.001)
     clock = device.clock()
@@ -215,11 +239,10 @@ def test_an_arrival_is_seen_beside_the_work() -> None:
     clock.begin()
     began = clock.began_ns
     device.launch(9_000_000)
-    arrival = clock.arrival([Message(device, began + 4_000_000), Message(device, began + 3_000_000)])
+    arrivals = [clock.passing(Message(began + 4_000_000)), clock.passing(OfEvent(FakeEvent(device, began + 3_000_000)))]
     done = clock.mark()
     times = clock.end()
-    assert arrival is not None
-    assert times[arrival] == 4_000_000
+    assert [times[arrival] for arrival in arrivals if arrival is not None] == [4_000_000, 3_000_000]
     assert times[done] > 9_000_000
     assert device.current is device.work
 

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.distributed as dist
 from torch import nn
 
 
-def sum_gradients(stage: nn.Module, group: dist.ProcessGroup | None) -> None:
-    """Sum ``.grad`` of every trained parameter over ``group``, in float32 or wider, as one message.
+def sum_gradients(parameters: Iterable[nn.Parameter], group: dist.ProcessGroup | None) -> None:
+    """Sum ``.grad`` of every trained parameter of a stage over ``group``, in float32 or wider, as one message.
 
     A rank that did no work for a parameter takes part with zeros. Nothing is averaged: the loss is already
     divided by the weight of the global batch.
 
     Args:
-        stage: its parameters are the same, in the same order, on all ranks of the group.
+        parameters: of the stage, the same in the same order on all ranks of the group; those not trained are left out.
         group: the ranks that hold a copy; None where there is only one.
     """
-    parameters = [p for p in stage.parameters() if p.requires_grad]
-    for p in parameters:
+    trained = [p for p in parameters if p.requires_grad]
+    for p in trained:
         if p.grad is None:
             p.grad = torch.zeros_like(p)
-    if group is None or not parameters:
+    if group is None or not trained:
         return
-    gradients = [p.grad for p in parameters if p.grad is not None]
+    gradients = [p.grad for p in trained if p.grad is not None]
     # One launch for all parameters instead of one for each: there are hundreds, and the GPU waits for the host here.
     together = torch.cat([gradient.reshape(-1) for gradient in gradients])
     wide = together.to(torch.promote_types(together.dtype, torch.float32))

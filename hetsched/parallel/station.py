@@ -65,6 +65,8 @@ class Station:
         self._signals = memory.zero_().view(torch.int32).view(self._size, 2, 1)
         buffer = self._signals_shared.get_buffer
         self._signals_at = {rank: buffer(rank, (self._size, 2, 1), torch.int32) for rank in self._others()}
+        # loaded here: a kernel is loaded when no stream waits
+        library.wait_for_counts([self.counter], [0])
         self._meet()
 
     def open(self, shapes: Sequence[Shape], dtype: torch.dtype, meter: Meter) -> list[list[Tensor]]:
@@ -74,8 +76,7 @@ class Station:
         # the last call may have been on another stream
         torch.cuda.current_stream(self._device).wait_event(self._closed)
         with meter.passage(0).waiting():
-            for rank in self._others():
-                library.stream_wait_value(self._signals[rank, 1], self._number)
+            self._await(1)
         self._number = _wrapped(self._number + 1)
         key = (tuple(shapes), dtype)
         if key not in self._stages:
@@ -98,8 +99,7 @@ class Station:
             library.stream_write_value(self._signals_at[rank][self._rank, 0], self._number)
         passage = self._passage = meter.passage(sum(of.num_bytes for of in pulls))
         with passage.waiting():
-            for rank in self._others():
-                library.stream_wait_value(self._signals[rank, 0], self._number)
+            self._await(0)
         self._copies.wait_stream(stream)
         landed = self._landed
         with torch.cuda.stream(self._copies):
@@ -121,6 +121,12 @@ class Station:
         """Ends the call: before this rank's stages are written again its copies have landed, and its kernels ended."""
         self.join()
         self._closed.record(torch.cuda.current_stream(self._device))
+
+    def _await(self, signal: int) -> None:
+        """Hold the stream until all others have signaled that they are ready (0) or done (1), in this call."""
+        counters = [self._signals[rank, signal] for rank in self._others()]
+        if counters:
+            library.wait_for_counts(counters, [self._number] * len(counters))
 
     def _views(self, shape: Shape, offset: int, dtype: torch.dtype) -> list[Tensor]:
         assert self._memory is not None

@@ -18,27 +18,52 @@ _NS_PER_MS = 1e6
 _NUM_TRIES = 3
 
 
-class Waitable(Protocol):
-    """What may not be done yet."""
+class Event(Protocol):
+    """A CUDA event with its time."""
 
-    def wait_on(self, stream: Any) -> None:
-        """Make a stream wait for it, and the host not."""
+    def record(self, stream: Any) -> Any: ...
+
+    def synchronize(self) -> None: ...
+
+    def elapsed_time(self, end_event: Any) -> float:
+        """Milliseconds to a later event."""
+
+
+class Passing(Protocol):
+    """What may not have happened yet."""
+
+    def seen(self, aside: Any, spare: Event) -> Event:
+        """An event of when it happens: one that there is, or a spare one on a stream that is made to wait for it."""
 
 
 @dataclass(frozen=True, slots=True)
-class OfWork:
-    """Work of torch.distributed, for which the current stream alone can wait."""
+class OfWorks:
+    """All of several works of torch.distributed, for which the current stream alone can wait."""
 
-    work: Any
+    works: Sequence[Any]
 
-    def wait_on(self, stream: Any) -> None:
-        """As in Waitable."""
+    def seen(self, aside: Any, spare: Event) -> Event:
+        """As in Passing."""
         here = torch.cuda.current_stream()
-        torch.cuda.set_stream(stream)
+        torch.cuda.set_stream(aside)
         try:
-            self.work.wait()
+            for work in self.works:
+                work.wait()
         finally:
             torch.cuda.set_stream(here)
+        spare.record(aside)
+        return spare
+
+
+@dataclass(frozen=True, slots=True)
+class OfEvent:
+    """What has an event of its own, with its time."""
+
+    event: Event
+
+    def seen(self, aside: Any, spare: Event) -> Event:
+        """As in Passing."""
+        return self.event
 
 
 class Clock(Protocol):
@@ -61,8 +86,8 @@ class Clock(Protocol):
     def mark_here(self) -> int:
         """The same of the current stream, where that is another one."""
 
-    def arrival(self, messages: Sequence[Waitable]) -> int | None:
-        """The moment at which all of the messages have arrived; None if nobody sees it before waiting for them."""
+    def passing(self, of: Passing) -> int | None:
+        """The moment at which something happens that is not of these streams; None if nobody sees it."""
 
     def end(self) -> Sequence[int]:
         """Nanoseconds from the beginning of the step to each moment; waits until the last has passed."""
@@ -89,7 +114,7 @@ class HostClock:
         """As in Clock."""
         return self.mark()
 
-    def arrival(self, messages: Sequence[Waitable]) -> int | None:
+    def passing(self, of: Passing) -> int | None:
         """As in Clock: a message of gloo's is seen by whom waits for it."""
         return None
 
@@ -98,24 +123,13 @@ class HostClock:
         return self._times
 
 
-class Event(Protocol):
-    """A CUDA event with its time."""
-
-    def record(self, stream: Any) -> Any: ...
-
-    def synchronize(self) -> None: ...
-
-    def elapsed_time(self, end_event: Any) -> float:
-        """Milliseconds to a later event."""
-
-
 class EventClock:
-    """Moments of a GPU: events on its streams, which are kept and used again in each step.
+    """Moments of a GPU: events on its streams, most of which are kept and used again in each step.
 
     The device's clock is held against the host's before the step and after it, where nothing is left to do; between
     the two a moment costs the host a few microseconds, most of which are CUDA's: the stream on which actions run is
-    asked for once a step. Arrivals are seen by a stream that waits for nothing else, in the order in which they are
-    asked for: what overtakes a message that was asked for before seems to arrive with it.
+    asked for once a step. What has no event of its own is seen by a stream that waits for nothing else, in the order
+    in which it is asked for: what overtakes something that was asked for before seems to happen with it.
 
     Args:
         make_event: makes an event.
@@ -134,7 +148,8 @@ class EventClock:
     ) -> None:
         self._make_event, self._current, self._now_ns = make_event, current, now_ns
         self._work, self._aside = current(), aside
-        self._events: list[Event] = []
+        self._moments: list[Event] = []
+        self._own: list[Event] = []
         self._num_used = 0
         self._origin = make_event()
         self.began_ns = self.drift_ns = 0
@@ -150,7 +165,7 @@ class EventClock:
 
     def begin(self) -> None:
         """As in Clock; waits until the current stream has nothing left to do."""
-        self._num_used, self._work = 0, self._current()
+        self._moments, self._num_used, self._work = [], 0, self._current()
         self._origin, self.began_ns = self._meet()
 
     def mark(self) -> int:
@@ -161,27 +176,33 @@ class EventClock:
         """As in Clock."""
         return self._mark(self._current())
 
-    def arrival(self, messages: Sequence[Waitable]) -> int | None:
+    def passing(self, of: Passing) -> int | None:
         """As in Clock."""
-        for message in messages:
-            message.wait_on(self._aside)
-        return self._mark(self._aside)
+        spare = self._spare()
+        event = of.seen(self._aside, spare)
+        self._num_used += event is spare
+        self._moments.append(event)
+        return len(self._moments) - 1
 
     def end(self) -> Sequence[int]:
         """As in Clock."""
-        for event in self._events[: self._num_used]:
+        for event in self._moments:
             event.synchronize()
         last, ended_ns = self._meet()
         self.drift_ns = self._since_origin(last) - (ended_ns - self.began_ns)
-        return [self._since_origin(event) for event in self._events[: self._num_used]]
+        return [self._since_origin(event) for event in self._moments]
 
     def _mark(self, stream: Any) -> int:
-        number = self._num_used
-        if number == len(self._events):
-            self._events.append(self._make_event())
-        self._events[number].record(stream)
-        self._num_used = number + 1
-        return number
+        event = self._spare()
+        event.record(stream)
+        self._num_used += 1
+        self._moments.append(event)
+        return len(self._moments) - 1
+
+    def _spare(self) -> Event:
+        if self._num_used == len(self._own):
+            self._own.append(self._make_event())
+        return self._own[self._num_used]
 
     def _meet(self) -> tuple[Event, int]:
         """An event, and the host's time of it: of several tries the one that held the host least."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch.distributed as dist
 
 from hetsched.parallel.meter import UNMEASURED, Passage
-from hetsched.runtime.clock import OfWork
+from hetsched.runtime.clock import OfWorks
 from hetsched.runtime.recorder import Recorder, Wait
 
 
@@ -72,7 +72,7 @@ class _Passage:
         self._waits.append(wait)
 
     def arrives_with(self, works: Sequence[dist.Work]) -> None:
-        self._arrived = self._recorder.arrival([OfWork(work) for work in works])
+        self._arrived = self._recorder.passing(OfWorks(works))
 
     def arrived(self) -> None:
         self._arrived = self._recorder.mark_here()

@@ -111,7 +111,8 @@ def what_is_wrong(seats: Sequence[Seat]) -> str | None:
 def _seat(plan: Plan) -> Seat:
     _, lanes = make_topology(plan)
     num_queues = int(os.environ.get("CUDA_DEVICE_MAX_CONNECTIONS", _CUDA_QUEUES))
-    problem = check_queues(make_links(Channels(plan).wires, lanes), num_queues=num_queues)
+    links, is_peer = make_links(Channels(plan).wires, lanes), plan.transport == "peer"
+    problem = check_queues(links, num_queues=num_queues, is_sender_only=is_peer)
     properties = torch.cuda.get_device_properties(use_device(plan, dist.get_rank()))
     return Seat(f"GPU {properties.uuid}", ".".join(map(str, torch.cuda.nccl.version())), problem)  # type: ignore[no-untyped-call]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 
 import numpy as np
@@ -226,8 +226,8 @@ class Engine:
             module.requires_grad_(False)
         return module
 
-    def _reduce(self, name: str, stage: nn.Module) -> None:
-        sum_gradients(stage, self._groups[name].copies)
+    def _reduce(self, name: str, parameters: Sequence[nn.Parameter]) -> None:
+        sum_gradients(parameters, self._groups[name].copies)
 
     def _prepare(self, batch: Batch, *, is_training: bool) -> Prepared:
         return prepare(

@@ -7,7 +7,7 @@ their rank are copied without one. Nothing here knows layouts or schedules: it i
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -17,6 +17,7 @@ import torch
 from hetsched.layout.rank_share import Piece, RankShare, Runs
 from hetsched.lower.rooms import Rooms
 from hetsched.runtime.arriving import Arriving, Placed, Receive, Summed, copy_all
+from hetsched.runtime.clock import Passing
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +124,11 @@ class Transport(Protocol):
     def lends(self, rows: torch.Tensor) -> bool:
         """Whether these rows lie in memory that is lent."""
 
-    def send(self, transfer: Transfer, messages: Mapping[int, Message]) -> None:
-        """Start sending, by destination; rows must not change until ``flush``."""
+    def send(self, transfer: Transfer, messages: Mapping[int, Message]) -> Sequence[Passing]:
+        """Start sending, by destination; rows must not change until ``flush``.
+
+        Returns what passes when the messages have arrived; nothing where nobody sees it.
+        """
 
     def receive(self, transfer: Transfer, messages: Mapping[int, Message]) -> Receive:
         """Start receiving rows to their places, by source; only ``wait`` says when they are there.

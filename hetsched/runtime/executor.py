@@ -107,7 +107,7 @@ class Executor:
 
     Args:
         stages: ``(module, stage)`` -> the stage's nn.Module.
-        reduce: ``(module, stage)`` sums a stage's gradients over its copies.
+        reduce: ``(module, parameters)`` sums the gradients of a stage's parameters over its copies.
         deferring: modules whose programs have I and W in place of B.
     """
 
@@ -117,11 +117,12 @@ class Executor:
         *,
         exchange: Exchange,
         recorder: Recorder,
-        reduce: Callable[[str, nn.Module], None],
+        reduce: Callable[[str, Sequence[nn.Parameter]], None],
         deferring: Collection[str] = (),
     ) -> None:
         self._stages, self._exchange, self._recorder = stages, exchange, recorder
         self._reduce = reduce
+        self._parameters = {key: list(stage.parameters()) for key, stage in stages.items()}
         self._deferred = {key: WeightGradients(stage) for key, stage in stages.items() if key[0] in deferring}
         self._do = {
             Kind.F: self._forward,
@@ -240,6 +241,8 @@ class Executor:
         if outputs:
             with self._recorder.working():
                 torch.autograd.backward(outputs, gradients)
+                # What the stage made for its backward ends here, not after it.
+                outputs.clear()
 
     def _input_backward(self, a: Action) -> None:
         deferred = self._deferred[a.module, a.stage]
@@ -317,4 +320,4 @@ class Executor:
 
     def _reduce_gradients(self, a: Action) -> None:
         with self._recorder.waiting():
-            self._reduce(a.module, self._stages[a.module, a.stage])
+            self._reduce(a.module, self._parameters[a.module, a.stage])

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from hetsched.runtime.arriving import Receive
+from hetsched.runtime.clock import Passing
 from hetsched.runtime.exchange import Message, StepSetup, Transfer, Transport
 from hetsched.runtime.recorder import Recorder, Wait
 from hetsched.runtime.transport.memory import MemoryOfAnother
-from hetsched.runtime.transport.streamed import StreamedReceive
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +22,7 @@ class Sent:
         microbatch, peer: which of its messages, and the rank that it went to.
         num_bytes: of its rows.
         posted_ns: when its rows were there to be sent, from the start of the step.
+        arrived_ns: when it had arrived, with all others of its transfer; None if nobody saw it.
     """
 
     edge: str
@@ -29,6 +30,7 @@ class Sent:
     peer: int
     num_bytes: int
     posted_ns: int
+    arrived_ns: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,6 @@ class Received:
         edge, microbatch: as in Sent.
         peers: the ranks that they came from.
         asked_ns, went_on_ns: between which somebody waited for them; the same where nobody did.
-        arrived_ns: when the last of them was there; None if nobody saw it.
     """
 
     edge: str
@@ -47,7 +48,6 @@ class Received:
     peers: tuple[int, ...]
     asked_ns: int
     went_on_ns: int
-    arrived_ns: int | None
 
 
 @dataclass(frozen=True)
@@ -60,20 +60,20 @@ class Traffic:
 
 @dataclass(frozen=True, slots=True)
 class _Posted:
-    """What was sent of one transfer: bytes by peer, and the moment at which its rows were there."""
+    """What was sent of one transfer: rows by peer, and the moments at which its rows were there and arrived."""
 
     transfer: Transfer
-    num_bytes: Mapping[int, int]
+    num_rows: Mapping[int, int]
     moment: int
+    arrived: Sequence[int]
 
 
 @dataclass(frozen=True, slots=True)
 class _Awaited:
-    """What comes of one transfer: the moment at which it arrives, if anybody sees it, and its waits so far."""
+    """What comes of one transfer, and its waits so far."""
 
     transfer: Transfer
     peers: tuple[int, ...]
-    arrived: int | None
     waits: list[Wait] = field(default_factory=list)
 
 
@@ -98,21 +98,20 @@ class MeteredTransport(MemoryOfAnother):
         with self._transport.step(setup):
             yield
 
-    def send(self, transfer: Transfer, messages: Mapping[int, Message]) -> None:
+    def send(self, transfer: Transfer, messages: Mapping[int, Message]) -> Sequence[Passing]:
         """As in Transport."""
-        sizes = {peer: message.num_rows * transfer.channel.row_bytes for peer, message in messages.items()}
-        self._sent.append(_Posted(transfer, sizes, self._recorder.mark()))
-        self._transport.send(transfer, messages)
+        on_their_way = self._transport.send(transfer, messages)
+        if not transfer.channel.is_signal:
+            num_rows = {peer: message.num_rows for peer, message in messages.items()}
+            self._sent.append(_Posted(transfer, num_rows, *self._recorder.sent(on_their_way)))
+        return on_their_way
 
     def receive(self, transfer: Transfer, messages: Mapping[int, Message]) -> Receive:
         """As in Transport."""
         receive = self._transport.receive(transfer, messages)
-        # What the hosts carry arrives when the host waits for it: nobody else sees it.
-        arrived = None
-        if isinstance(receive, StreamedReceive) and not transfer.channel.is_signal:
-            arrived = self._recorder.received(receive.arrivals)
-        awaited = _Awaited(transfer, tuple(messages), arrived)
-        self._received.append(awaited)
+        awaited = _Awaited(transfer, tuple(messages))
+        if not transfer.channel.is_signal:
+            self._received.append(awaited)
         return _MeteredReceive(receive, self._recorder, awaited.waits)
 
     def flush(self) -> None:
@@ -123,10 +122,16 @@ class MeteredTransport(MemoryOfAnother):
         """What was measured, once the recorder's step has ended."""
         time_ns = self._recorder.time_ns
         sent = (
-            Sent(of.transfer.channel.name, of.transfer.microbatch, peer, num_bytes, time_ns(of.moment))
+            Sent(
+                of.transfer.channel.name,
+                of.transfer.microbatch,
+                peer,
+                num_rows * of.transfer.channel.row_bytes,
+                posted_ns=time_ns(of.moment),
+                arrived_ns=self._recorder.last_ns(of.arrived),
+            )
             for of in self._sent
-            for peer, num_bytes in of.num_bytes.items()
-            if not of.transfer.channel.is_signal
+            for peer, num_rows in of.num_rows.items()
         )
         received = (
             Received(
@@ -135,10 +140,9 @@ class MeteredTransport(MemoryOfAnother):
                 of.peers,
                 asked_ns=time_ns(of.waits[0].start),
                 went_on_ns=time_ns(of.waits[-1].end),
-                arrived_ns=None if of.arrived is None else time_ns(of.arrived),
             )
             for of in self._received
-            if of.waits and not of.transfer.channel.is_signal
+            if of.waits
         )
         return Traffic(tuple(sent), tuple(received))
 

@@ -51,20 +51,21 @@ def overlaps(ranks: Sequence[RankTraffic]) -> tuple[Overlap, ...]:
 
 def _between_stages(ranks: Sequence[RankTraffic]) -> Iterator[tuple[str, Flight]]:
     sent = {
-        (message.edge, message.microbatch, source, message.peer): (rank.began_ns + message.posted_ns, message.num_bytes)
+        (message.edge, message.microbatch, source, message.peer): (rank.began_ns, message)
         for source, rank in enumerate(ranks)
         for message in rank.traffic.sent
     }
     for destination, rank in enumerate(ranks):
         for received in rank.traffic.received:
             ends = [sent[received.edge, received.microbatch, peer, destination] for peer in received.peers]
-            posted = max(at for at, _ in ends) - rank.began_ns
-            num_bytes = sum(size for _, size in ends)
-            yield received.edge, _flight(received, posted, num_bytes)
+            posted = max(began + of.posted_ns for began, of in ends) - rank.began_ns
+            seen = [began + of.arrived_ns - rank.began_ns for began, of in ends if of.arrived_ns is not None]
+            arrived = max(seen) if len(seen) == len(ends) else None
+            yield received.edge, _flight(received, posted, arrived, num_bytes=sum(of.num_bytes for _, of in ends))
 
 
-def _flight(received: Received, posted_ns: int, num_bytes: int) -> Flight:
-    asked, went_on, arrived = received.asked_ns, received.went_on_ns, received.arrived_ns
+def _flight(received: Received, posted_ns: int, arrived: int | None, *, num_bytes: int) -> Flight:
+    asked, went_on = received.asked_ns, received.went_on_ns
     if arrived is None:
         arrived = went_on if went_on - asked >= SHORTEST_WAIT_NS else asked
     arrived = max(arrived, posted_ns)

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from hetsched.runtime.clock import Clock, HostClock, Waitable
+from hetsched.runtime.clock import Clock, HostClock, Passing
 from hetsched.schedule.action import Action
 
 
@@ -23,10 +23,10 @@ class Record:
 
     Args:
         action: what ran.
-        start_ns, end_ns: when.
+        start_ns, end_ns: when; it starts where the one before it ends, or the step begins.
         ready_ns: when it had waited for what comes before its work: rows, or other ranks; ``start_ns`` if it did not.
         inner_wait_ns: how long it waited after it had begun to work.
-        arrived_ns: for a RECV when its messages had arrived, if anybody saw it.
+        arrived_ns: for a SEND when its messages had arrived, if anybody saw it.
         host_ns: how long the host was at it.
         stage_host_ns: the part of it spent in the stage's own code.
     """
@@ -68,7 +68,7 @@ class _Running:
     end: int
     ready: int
     inner: list[Wait] = field(default_factory=list)
-    arrived: int | None = None
+    arrived: list[int] = field(default_factory=list)
     has_worked: bool = False
     host_ns: int = 0
     stage_host_ns: int = 0
@@ -85,6 +85,7 @@ class Recorder:
         self._clock: Clock = HostClock() if clock is None else clock
         self._ran: list[_Running] = []
         self._running: _Running | None = None
+        self._last = 0
         self._times: Sequence[int] = ()
         self._began_ns = 0
         self.records: tuple[Record, ...] = ()
@@ -95,6 +96,7 @@ class Recorder:
         self._ran = []
         self.records = ()
         self._clock.begin()
+        self._last = self._clock.mark()
         self._began_ns = time.perf_counter_ns()
 
     def end_step(self) -> None:
@@ -109,10 +111,11 @@ class Recorder:
     @contextmanager
     def action(self, action: Action) -> Iterator[None]:
         """Record the action that runs inside."""
-        began, start = time.perf_counter_ns(), self._clock.mark()
+        began, start = time.perf_counter_ns(), self._last
         running = self._running = _Running(action, start, start, start)
         yield
-        running.end, self._running = self._clock.mark(), None
+        running.end = self._last = self._clock.mark()
+        self._running = None
         running.host_ns = time.perf_counter_ns() - began
         self._ran.append(running)
 
@@ -151,20 +154,28 @@ class Recorder:
         """A moment of the current stream; see Clock."""
         return self._clock.mark_here()
 
-    def arrival(self, messages: Sequence[Waitable]) -> int | None:
-        """The moment at which messages have arrived, if anybody sees it; see Clock."""
-        return self._clock.arrival(messages)
+    def passing(self, of: Passing) -> int | None:
+        """The moment at which something happens, if anybody sees it; see Clock."""
+        return self._clock.passing(of)
 
-    def received(self, messages: Sequence[Waitable]) -> int | None:
-        """As ``arrival``, of messages that the running action receives; its record keeps it."""
-        moment = self._clock.arrival(messages)
-        if self._running is not None:
-            self._running.arrived = moment
-        return moment
+    def sent(self, messages: Sequence[Passing]) -> tuple[int, list[int]]:
+        """The moment at which rows were there that the running action sends, and those at which its messages arrive.
+
+        The latter are empty if nobody sees them; the action's record keeps them.
+        """
+        arrived = [moment for of in messages if (moment := self._clock.passing(of)) is not None]
+        if self._running is None:
+            return self._clock.mark(), arrived
+        self._running.arrived += arrived
+        return self._running.start, arrived
 
     def time_ns(self, moment: int) -> int:
         """Nanoseconds from the start of the step to a moment; once the step has ended."""
         return self._times[moment]
+
+    def last_ns(self, moments: Sequence[int]) -> int | None:
+        """As ``time_ns``, of the last of several moments; None where there are none."""
+        return max((self._times[moment] for moment in moments), default=None)
 
     @property
     def began_ns(self) -> int:
@@ -188,7 +199,7 @@ class Recorder:
             self._times[ran.end],
             self._times[ran.ready],
             inner_wait_ns=sum(self._times[wait.end] - self._times[wait.start] for wait in ran.inner),
-            arrived_ns=None if ran.arrived is None else self._times[ran.arrived],
+            arrived_ns=self.last_ns(ran.arrived),
             host_ns=ran.host_ns,
             stage_host_ns=ran.stage_host_ns,
         )

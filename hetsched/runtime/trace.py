@@ -101,8 +101,8 @@ def _message_spans(flat: FlatProgram, traces: Sequence[RankTrace]) -> Iterator[S
     for message in messages:
         lane, place = message.user
         end = message.posted_ns
-        if message.received.arrived_ns is not None:
-            end = max(end, traces[lane].began_ns + message.received.arrived_ns)
+        if message.sent.arrived_ns is not None:
+            end = max(end, traces[message.source].began_ns + message.sent.arrived_ns)
         elif last_of[message.user] is message:
             end = max(end, _went_on(traces[lane], place))
         start = message.posted_ns - (message.sent.end_ns - message.sent.start_ns)

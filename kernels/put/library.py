@@ -100,9 +100,16 @@ def stream_write_value(counter: Tensor, value: int) -> None:
     ops().stream_write_value(counter, value)
 
 
-def stream_wait_value(counter: Tensor, value: int, *, stream: torch.cuda.Stream | None = None) -> None:
-    """Holds a stream, by default the current one, until one int32 counter has reached ``value``.
+def wait_for_counts(counters: Sequence[Tensor], values: Sequence[int]) -> None:
+    """Holds the current stream until each int32 counter has reached its value; the host does not wait.
 
-    No SM waits for it, nor does the host.
+    A warp looks at them, and sees a change within a microsecond; a stream's own wait takes up to 8 us.
+
+    Args:
+        counters: one or more, in the memory of the current GPU.
+        values: of each; they may wrap around.
+
+    Raises:
+        RuntimeError: there are not as many values as counters, or a counter is not one int32 of this GPU.
     """
-    ops().stream_wait_value(counter, value, 0 if stream is None else stream.cuda_stream)
+    ops().wait_for_counts(list(counters), list(values))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 from unittest import mock
@@ -28,9 +28,9 @@ def apply_mutant(name: str | None) -> Callable[[], None]:
 
 
 def _averaged_over_dp() -> Any:
-    def averaged(stage: torch.nn.Module, group: dist.ProcessGroup | None) -> None:
-        data.sum_gradients(stage, group)
-        for p in stage.parameters():
+    def averaged(parameters: Sequence[torch.nn.Parameter], group: dist.ProcessGroup | None) -> None:
+        data.sum_gradients(parameters, group)
+        for p in parameters:
             if group is not None and p.grad is not None:
                 p.grad /= dist.get_world_size(group)
 

@@ -21,6 +21,7 @@ from hetsched.layout.tokens import tokens_of
 from hetsched.models.multimodal import builders
 from hetsched.parallel import ring
 from hetsched.plan import Plan
+from hetsched.runtime.clock import Passing
 from hetsched.runtime.context_meter import ContextMeter, Passed
 from hetsched.runtime.engine import Engine
 from hetsched.runtime.exchange import Message, Transfer
@@ -42,10 +43,11 @@ class SlowLinks(GlooTransport):
         self._delay_s, self._lock = delay_s, threading.Lock()
         self._leaving: list[threading.Timer] = []
 
-    def send(self, transfer: Transfer, messages: Mapping[int, Message]) -> None:
+    def send(self, transfer: Transfer, messages: Mapping[int, Message]) -> Sequence[Passing]:
         timer = threading.Timer(self._delay_s, self._leave, (transfer, messages))
         timer.start()
         self._leaving.append(timer)
+        return ()
 
     def _leave(self, transfer: Transfer, messages: Mapping[int, Message]) -> None:
         # Timers have threads of their own, and a transport keeps its list of what was sent for one.

@@ -133,4 +133,8 @@ def test_more_streams_than_queues_are_refused_with_the_rank_that_has_them() -> N
     links = [Link((Wire(tag, tag + 1, 0, ""),)) for tag in range(3)]
     assert check_queues(links, num_queues=32) is None
     assert check_queues([], num_queues=8) is None
-    assert str(check_queues(links, num_queues=8)).startswith("rank 0 has 3 links and 6 other streams, but")
+    assert str(check_queues(links, num_queues=8)).startswith("rank 0 has streams of 3 links and 6 other streams, but")
+    # The peer transport's receivers have none.
+    assert check_queues(links, num_queues=8, is_sender_only=True) is None
+    to_each = [Link((Wire(tag, 0, tag + 1, ""),)) for tag in range(3)]
+    assert check_queues(to_each, num_queues=8, is_sender_only=True) is not None

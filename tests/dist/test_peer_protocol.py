@@ -52,9 +52,10 @@ class Host:
 
     @contextmanager
     def patched(self) -> Iterator[None]:
-        event = SimpleNamespace(query=lambda: True, record=lambda: None)
-        stream = SimpleNamespace(record_event=lambda: event)
-        cuda = SimpleNamespace(Stream=lambda device: stream, Event=lambda: event, synchronize=lambda device: None)
+        event = SimpleNamespace(query=lambda: True, record=lambda *stream: None)
+        cuda = SimpleNamespace(
+            Stream=lambda device: object(), Event=lambda **kind: event, synchronize=lambda device: None
+        )
         with ExitStack() as patches:
             for name, value in {
                 "torch.cuda": cuda,
@@ -64,21 +65,21 @@ class Host:
                 "symmetric_memory": self,
                 "put_message": put,
                 "library.pack_and_put": lambda *args: None,
-                "library.stream_wait_value": await_count,
+                "library.wait_for_counts": await_counts,
                 "library.stream_write_value": lambda counter, value: counter.fill_(value),
             }.items():
                 patches.enter_context(mock.patch(f"{peer.__name__}.{name}", value))
             yield
 
 
-def await_count(counter: Tensor, value: int, **_: Any) -> None:
-    if int(counter) < value:
+def await_counts(counters: Sequence[Tensor], values: Sequence[int]) -> None:
+    if any(int(counter) < value for counter, value in zip(counters, values, strict=True)):
         raise WouldWaitError
 
 
 def put(rows: Tensor, pieces: Sequence[tuple[int, int, int]], to: Any, **_: Any) -> None:
     if to.returned is not None:
-        await_count(to.returned, to.awaited)
+        await_counts([to.returned], [to.awaited])
     row_bytes = rows.shape[1] * rows.element_size()
     for row, to_row, count in pieces:
         room = to.room[to_row * row_bytes : (to_row + count) * row_bytes].view(rows.dtype)

@@ -45,7 +45,7 @@ def summed(dtypes: list[torch.dtype], idle: int | None) -> list[tuple[Tensor, bo
             grad = torch.empty_like(p)
             p.grad = grad.copy_(gradient_of(p.shape, p.dtype, rank=rank, number=number))
     before = [p.grad for p in trained]
-    sum_gradients(stage, dist.group.WORLD)
+    sum_gradients(stage.parameters(), dist.group.WORLD)
     assert stage.frozen.grad is None
     return [(p.grad, was is None or p.grad is was) for p, was in zip(trained, before, strict=True)]
 
@@ -92,7 +92,7 @@ def test_bfloat16_is_added_up_in_float32(ranks: Pool) -> None:
 def small_beside_large() -> Tensor:
     stage = nn.ParameterList([torch.zeros(1, dtype=torch.bfloat16)])
     stage[0].grad = torch.full_like(stage[0], 256.0 if dist.get_rank() == 0 else 1.0)
-    sum_gradients(stage, dist.group.WORLD)
+    sum_gradients(stage.parameters(), dist.group.WORLD)
     grad = stage[0].grad
     assert grad is not None
     return grad.float()
@@ -101,7 +101,7 @@ def small_beside_large() -> Tensor:
 def test_without_copies_what_has_no_gradient_has_zeros() -> None:
     stage = stage_of([torch.float32])
     stage.of1.grad = torch.ones(7)
-    sum_gradients(stage, None)
+    sum_gradients(stage.parameters(), None)
     assert stage.of1.grad.tolist() == [1.0] * 7
     assert torch.equal(stage.strided.grad, torch.zeros(6, 4))
     assert stage.of2.grad.tolist() == [0.0]

@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from hetsched.plan import Plan
 from hetsched.train.trainer import Trainer
+from tests.gpu.shared_gpus import shared_gpus
 
 NUM_STEPS = 2
 
@@ -38,3 +39,9 @@ def save_gradients(plan: Plan, folder: Path) -> None:
 
     trainer.train(NUM_STEPS, after_step=keep)
     torch.save(steps, folder / f"{plan.name}-{plan.transport}-{dist.get_rank()}.pt")
+
+
+def save_gradients_sharing(plan: Plan, folder: Path) -> None:
+    """As ``save_gradients``, where ranks share GPUs."""
+    with shared_gpus():
+        save_gradients(plan, folder)

@@ -19,8 +19,9 @@ from hetsched.layout.rank_share import Piece, joined, outgoing
 from hetsched.lower.rooms import Rooms
 from hetsched.runtime.exchange import Message, StepSetup, Transfer, Wire
 from hetsched.runtime.transport.links import Link, make_links
-from hetsched.runtime.transport.peer import PeerCarrier, PeerReceive, StreamWork
+from hetsched.runtime.transport.peer import PeerCarrier, PeerReceive, PeerSend
 from tests.dist.peer_cases import CHANNELS, MAX_ROWS, MOST_IN_USE, PER_STEP, Sent, events_of, pieces_of
+from tests.gpu.shared_gpus import device_of
 
 DEADLINE_S = 60.0
 
@@ -96,17 +97,17 @@ class _Ranks:
 
     def __init__(self, *, in_turns: bool, reads_late: bool) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
-        torch.cuda.set_device(self.rank)
+        device = device_of(self.rank)
         random.seed(self.rank)
         self.in_turns, self.reads_late = in_turns, reads_late
         self.wires = [Wire(c.tag, *ends, "") for c in CHANNELS for ends in permutations(range(self.size), 2)]
         made = make_links(self.wires, [(of,) for of in range(self.size)])
         self.links = {link.wires[0]: link for link in made}
-        self.carrier = PeerCarrier(made, device=torch.device("cuda", self.rank))
+        self.carrier = PeerCarrier(made, device=device)
         self.inboxes = [(c.tag, of) for c in CHANNELS for of in range(self.size)]
         self.reader = torch.cuda.Stream()
         self.found: list[tuple[tuple[int, int, int], Tensor]] = []
-        self.works: list[StreamWork | PeerReceive] = []
+        self.works: list[PeerSend | PeerReceive] = []
         self._prepare({of: Rooms(MOST_IN_USE) for of in self.inboxes})
 
     def _prepare(self, rooms: dict[tuple[int, int], Rooms]) -> None:

@@ -157,7 +157,7 @@ def no_wait_for_readers() -> Iterator[None]:
     original = station.Station.open
 
     def hasty(self: station.Station, *args: Any) -> Any:
-        with mock.patch.object(library, "stream_wait_value"):
+        with mock.patch.object(library, "wait_for_counts"):
             return original(self, *args)
 
     with mock.patch.object(station.Station, "open", hasty):

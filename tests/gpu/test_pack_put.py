@@ -178,7 +178,7 @@ def test_a_stream_waits_for_its_counter_even_across_the_wrap() -> None:
     waiting, writing = torch.cuda.Stream(), torch.cuda.Stream()
     torch.cuda.synchronize()
     with torch.cuda.stream(waiting):
-        library.stream_wait_value(counter, 1)
+        library.wait_for_counts([counter], [1])
         out.add_(1)
     assert not waiting.query()
     with torch.cuda.stream(writing):
@@ -226,7 +226,7 @@ def exchange(rank: int, port: int, way: str) -> None:
         else:
             library.pack_and_put(rows[rank], runs[rank], [outbox], signal=signal)
         with torch.cuda.stream(torch.cuda.Stream()):
-            library.stream_wait_value(arrived, value)
+            library.wait_for_counts([arrived], [value])
             seen = inbox.clone()
         torch.cuda.synchronize()
         num_wrong += int(not torch.equal(bits(seen), bits(expected)))

@@ -61,12 +61,14 @@ def test_waiting_inside_an_action_is_idle_too_and_no_work() -> None:
 
 def test_a_message_is_on_its_way_until_somebody_saw_it_arrive() -> None:
     """The backward's gradient, posted at 620 us, was seen at 650, long before its user went on at 712."""
-    records = [replace(r, arrived_ns=650 * US) if str(r.action) == "llm:0RECV_B0" else r for r in FIRST.records]
-    timeline = measured_timeline(program(), [RankTrace(0, FIRST.began_ns, tuple(records)), SECOND])
-    assert spans(timeline, 0, Stream.RECEIVE) == [("llm:0RECV_B0", 600, 650)]
-    early = [replace(r, arrived_ns=10 * US) if str(r.action) == "llm:0RECV_B0" else r for r in FIRST.records]
-    timeline = measured_timeline(program(), [RankTrace(0, FIRST.began_ns, tuple(early)), SECOND])
-    assert spans(timeline, 0, Stream.RECEIVE) == [("llm:0RECV_B0", 600, 620)]
+
+    def seen(at_us: int) -> Timeline:
+        at_ns = FIRST.began_ns + at_us * US - SECOND.began_ns
+        records = [replace(r, arrived_ns=at_ns) if str(r.action) == "llm:1SEND_B0" else r for r in SECOND.records]
+        return measured_timeline(program(), [FIRST, RankTrace(1, SECOND.began_ns, tuple(records))])
+
+    assert spans(seen(650), 0, Stream.RECEIVE) == [("llm:0RECV_B0", 600, 650)]
+    assert spans(seen(10), 0, Stream.RECEIVE) == [("llm:0RECV_B0", 600, 620)]
 
 
 def test_a_measured_timeline_is_read_as_it_was_written() -> None:

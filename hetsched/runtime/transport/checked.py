@@ -7,7 +7,7 @@ they were found to be the expected ones, so that a mismatch ends in an error and
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import timedelta
@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from hetsched.errors import JobError
 from hetsched.runtime.arriving import Receive
+from hetsched.runtime.clock import Passing
 from hetsched.runtime.exchange import Message, StepSetup, Transfer, Transport
 from hetsched.runtime.transport.gloo import GlooTransport
 from hetsched.runtime.transport.memory import MemoryOfAnother
@@ -46,11 +47,11 @@ class CheckedTransport(MemoryOfAnother):
         self._digest = setup.digest
         return self._transport.step(setup)
 
-    def send(self, transfer: Transfer, messages: Mapping[int, Message]) -> None:
+    def send(self, transfer: Transfer, messages: Mapping[int, Message]) -> Sequence[Passing]:
         """Announce the rows and start sending them, by destination."""
         headers = {peer: self.header(transfer, message)[None] for peer, message in messages.items()}
         self._gloo.send(_announced(transfer), {peer: Message(header, ((0, 1),)) for peer, header in headers.items()})
-        self._transport.send(transfer, messages)
+        return self._transport.send(transfer, messages)
 
     def receive(self, transfer: Transfer, messages: Mapping[int, Message]) -> CheckedReceive:
         """Start receiving the announcements, by source; the rows follow when they are waited for."""

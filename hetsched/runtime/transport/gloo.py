@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from hetsched.errors import JobError
+from hetsched.runtime.clock import Passing
 from hetsched.runtime.exchange import Message, StepSetup, Transfer
 from hetsched.runtime.transport.memory import OwnMemory
 
@@ -41,12 +42,13 @@ class GlooTransport(OwnMemory):
         """As in Transport."""
         return nullcontext()
 
-    def send(self, transfer: Transfer, messages: Mapping[int, Message]) -> None:
-        """Start sending, by destination; rows must not change until ``flush``."""
+    def send(self, transfer: Transfer, messages: Mapping[int, Message]) -> Sequence[Passing]:
+        """As in Transport; whoever waits for a message sees it arrive, and nobody else."""
         self._sent = [sent for sent in self._sent if not sent.work.is_completed()]
         for peer, message in messages.items():
             rows = message.packed()
             self._sent.append(_Sent(dist.isend(rows, peer, tag=transfer.channel.tag), rows, transfer, peer))
+        return ()
 
     def receive(self, transfer: Transfer, messages: Mapping[int, Message]) -> GlooReceive:
         """Start receiving, by source; what is not one run gets to its places in ``wait``."""

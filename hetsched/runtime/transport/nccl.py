@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from hetsched.runtime.clock import OfWork, Waitable
+from hetsched.runtime.clock import OfWorks, Passing
 from hetsched.runtime.exchange import Message, StepSetup, Transfer
 from hetsched.runtime.transport.links import Link
 from hetsched.runtime.transport.memory import OwnMemory
@@ -81,7 +81,7 @@ class NcclWork:
 
     @property
     def is_awaited(self) -> bool:
-        """As in Work: NCCL knows by itself."""
+        """As in Posted: NCCL knows by itself."""
         return True
 
     def is_completed(self) -> bool:
@@ -91,9 +91,9 @@ class NcclWork:
         self.work.wait()
 
     @property
-    def arrival(self) -> Waitable:
-        """As in Work."""
-        return OfWork(self.work)
+    def passing(self) -> Passing:
+        """As in Sending: a send ends with its receive."""
+        return OfWorks([self.work])
 
 
 @dataclass(frozen=True, slots=True)

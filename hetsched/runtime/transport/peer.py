@@ -26,6 +26,7 @@ from torch import Tensor
 from hetsched.kernels.put import library
 from hetsched.kernels.put.message import Destination, put_message
 from hetsched.lower.rooms import Rooms
+from hetsched.runtime.clock import OfEvent, Passing
 from hetsched.runtime.exchange import Message, StepSetup, Transfer, Wire
 from hetsched.runtime.transport.links import Link
 
@@ -102,6 +103,7 @@ class Slots:
     memory: Sequence[Tensor]
     rooms: Rooms = field(default_factory=Rooms)
     num_before: int = 0
+    _rows: dict[int, Tensor] = field(default_factory=dict)
 
     def begin(self, rooms: Rooms) -> None:
         """A step begins, and the last one is over: all of its rooms are given back."""
@@ -110,6 +112,15 @@ class Slots:
 
     def room(self, microbatch: int) -> Tensor:
         return self.memory[self.rooms.of[microbatch].slot]
+
+    def rows(self, transfer: Transfer) -> Tensor:
+        """All of a room as rows ``[n, hidden]`` of the channel."""
+        slot, channel = self.rooms.of[transfer.microbatch].slot, transfer.channel
+        if slot not in self._rows:
+            num_rows = self.memory[slot].numel() // channel.row_bytes
+            whole = self.memory[slot][: num_rows * channel.row_bytes].view(channel.dtype)
+            self._rows[slot] = whole.view(num_rows, channel.hidden)
+        return self._rows[slot]
 
     def awaited(self, microbatch: int) -> int:
         """How many rooms have been given back when this one is free."""
@@ -157,12 +168,13 @@ class PeerCarrier:
         self._slots: dict[Inbox, Slots] = {}
         self._ends: dict[tuple[int, int, int], WireEnd] = {}
         self._arena: Tensor | None = None
-        self._load_kernel()
+        self._load_kernels()
 
-    def _load_kernel(self) -> None:
-        """Launch pack-and-put, which many short runs need, once while no stream waits for a peer."""
+    def _load_kernels(self) -> None:
+        """Launch pack-and-put, which many short runs need, and the kernel that waits, while no stream waits."""
         rows = torch.zeros(2, 1, device=self._device)
         library.pack_and_put(rows, torch.tensor([[0, 0, 1, 1]]), [rows])
+        library.wait_for_counts([torch.zeros(1, dtype=torch.int32, device=self._device)], [0])
         torch.cuda.synchronize(self._device)
 
     def prepare(self, setup: StepSetup) -> None:
@@ -212,11 +224,10 @@ class PeerCarrier:
     def room(self, transfer: Transfer, num_rows: int) -> Tensor:
         """As in Transport: a microbatch's rows in this rank's inbox."""
         channel = transfer.channel
-        memory = self._slots[channel.tag, self._rank].room(transfer.microbatch)
-        rows = memory[: num_rows * channel.row_bytes].view(channel.dtype).view(num_rows, channel.hidden)
+        rows = self._slots[channel.tag, self._rank].rows(transfer)
         # Not detach(): that shares one count of changes with the whole arena, and autograd would take the arrival of
         # other rows for a change of these.
-        return rows.data
+        return rows[:num_rows].data
 
     def give_back(self, transfer: Transfer) -> None:
         """As in Transport; the current stream counts it at every source, if anybody waits for it."""
@@ -233,14 +244,14 @@ class PeerCarrier:
         """As in Transport."""
         return self._arena is not None and 0 <= rows.data_ptr() - self._arena.data_ptr() < self._arena.nbytes
 
-    def send(self, link: Link, transfer: Transfer, messages: Mapping[int, Message]) -> StreamWork:
+    def send(self, link: Link, transfer: Transfer, messages: Mapping[int, Message]) -> PeerSend:
         """As in Carrier."""
         stream, tag = self._streams[link], transfer.channel.tag
         ends = [(self._ends[tag, self._rank, peer], peer, message) for peer, message in messages.items()]
         for end, peer, message in sorted(ends, key=lambda of: of[0].turn):
             end.num_messages += 1
             self._put(message, message.pieces, self._destination(end, peer, transfer), link)
-        return StreamWork(stream)
+        return PeerSend(stream)
 
     def _destination(self, end: WireEnd, peer: int, transfer: Transfer) -> Destination:
         # A signal is counted, and has no rows that would need a room.
@@ -254,15 +265,13 @@ class PeerCarrier:
 
     def receive(self, link: Link, messages: Mapping[int, Message]) -> PeerReceive:
         """As in Carrier: the rows arrive in their room by themselves."""
-        counts = []
-        for peer in messages:
-            end = self._ends[link.wires[0].tag, peer, self._rank]
+        ends = [self._ends[link.wires[0].tag, peer, self._rank] for peer in messages]
+        for end in ends:
             end.num_messages += 1
-            counts.append((end.arrived, end.num_messages))
-        return PeerReceive(counts)
+        return PeerReceive([end.arrived for end in ends], [end.num_messages for end in ends])
 
 
-class StreamWork:
+class PeerSend:
     """What was enqueued on a link's stream so far.
 
     Args:
@@ -272,46 +281,41 @@ class StreamWork:
     is_awaited = True
 
     def __init__(self, stream: torch.cuda.Stream) -> None:
-        self._done = stream.record_event()
+        self._done = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        self._done.record(stream)
 
     def is_completed(self) -> bool:
-        return bool(self._done.query())
+        return bool(self._done.query())  # type: ignore[no-untyped-call]
+
+    @property
+    def passing(self) -> Passing:
+        """As in Sending: rows that were put have arrived."""
+        return OfEvent(self._done)
 
 
 class PeerReceive:
     """Messages that arrive in their room.
 
     Args:
-        counts: counters, and what each is once the messages are there.
+        counters: of the wires that they come by.
+        counts: what each is once its message is there.
     """
 
-    def __init__(self, counts: Sequence[tuple[Tensor, int]]) -> None:
-        self._arrived, self._seen = Arrived(counts), torch.cuda.Event()  # type: ignore[no-untyped-call]
-        self.is_awaited = False
+    def __init__(self, counters: Sequence[Tensor], counts: Sequence[int]) -> None:
+        self._counters, self._counts = counters, counts
+        self._seen: torch.cuda.Event | None = None
 
     def wait(self) -> None:
         """The current stream goes on when they are there."""
-        self._arrived.wait_on(None)
+        library.wait_for_counts(self._counters, self._counts)
+        self._seen = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._seen.record()
-        self.is_awaited = True
+
+    @property
+    def is_awaited(self) -> bool:
+        """As in Posted."""
+        return self._seen is not None
 
     def is_completed(self) -> bool:
         """Whether they were there when somebody waited for them."""
-        return self.is_awaited and bool(self._seen.query())  # type: ignore[no-untyped-call]
-
-    @property
-    def arrival(self) -> Arrived:
-        """As in Work."""
-        return self._arrived
-
-
-@dataclass(frozen=True, slots=True)
-class Arrived:
-    """Counters, and what each is once its message is there."""
-
-    counts: Sequence[tuple[Tensor, int]]
-
-    def wait_on(self, stream: torch.cuda.Stream | None) -> None:
-        """A stream, by default the current one, goes on when all are."""
-        for counter, count in self.counts:
-            library.stream_wait_value(counter, count, stream=stream)
+        return self._seen is not None and bool(self._seen.query())  # type: ignore[no-untyped-call]

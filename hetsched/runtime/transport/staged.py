@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
 
 import torch
 
 from hetsched.runtime.arriving import Receive
+from hetsched.runtime.clock import Passing
 from hetsched.runtime.exchange import Message, StepSetup, Transfer
 from hetsched.runtime.transport.gloo import GlooTransport
 from hetsched.runtime.transport.memory import OwnMemory
@@ -28,10 +29,11 @@ class StagedTransport(OwnMemory):
         """As in Transport."""
         return self._gloo.step(setup)
 
-    def send(self, transfer: Transfer, messages: Mapping[int, Message]) -> None:
-        """Copy rows to the host and start sending them, by destination."""
+    def send(self, transfer: Transfer, messages: Mapping[int, Message]) -> Sequence[Passing]:
+        """Copy rows to the host and start sending them, by destination; as gloo's, nobody sees them arrive."""
         for peer, message in messages.items():
             self._gloo.send(transfer, {peer: Message(message.packed().cpu(), ((0, message.num_rows),))})
+        return ()
 
     def receive(self, transfer: Transfer, messages: Mapping[int, Message]) -> StagedReceive:
         """Start receiving, by source; rows get to their places in ``wait``."""

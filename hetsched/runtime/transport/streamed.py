@@ -42,7 +42,7 @@ import torch.distributed as dist
 
 from hetsched.errors import JobError
 from hetsched.runtime.arriving import Receive
-from hetsched.runtime.clock import Waitable
+from hetsched.runtime.clock import Passing
 from hetsched.runtime.exchange import Channel, Message, StepSetup, Transfer
 from hetsched.runtime.transport.links import Link
 from hetsched.runtime.transport.staged import StagedTransport
@@ -65,24 +65,26 @@ def prepare_environment() -> None:
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", str(_MOST_QUEUES))
 
 
-def check_queues(links: Sequence[Link], *, num_queues: int) -> str | None:
+def check_queues(links: Sequence[Link], *, num_queues: int, is_sender_only: bool = False) -> str | None:
     """Why a rank's streams would wait for each other; None if each has a queue of its own.
 
     Args:
         links: of the whole job.
         num_queues: what CUDA_DEVICE_MAX_CONNECTIONS says.
+        is_sender_only: whether a link has a stream at the ranks that send on it alone.
     """
     counts: dict[int, int] = defaultdict(int)
     for link in links:
-        for rank in link.ranks:
+        for rank in {wire.source for wire in link.wires} if is_sender_only else link.ranks:
             counts[rank] += 1
     rank = max(counts, key=lambda r: counts[r], default=0)
     needed = counts.get(rank, 0) + _OTHER_STREAMS
     if needed <= num_queues:
         return None
     return (
-        f"rank {rank} has {counts[rank]} links and {_OTHER_STREAMS} other streams, but CUDA_DEVICE_MAX_CONNECTIONS is "
-        f"{num_queues}: a stream that shares a queue may wait for a message that is queued behind it"
+        f"rank {rank} has streams of {counts[rank]} links and {_OTHER_STREAMS} other streams, "
+        f"but CUDA_DEVICE_MAX_CONNECTIONS is {num_queues}: a stream that shares a queue may wait for a message that is "
+        "queued behind it"
     )
 
 
@@ -96,15 +98,19 @@ class Posted(Protocol):
     def is_completed(self) -> bool: ...
 
 
-class Work(Posted, Protocol):
+class Sending(Posted, Protocol):
+    """Messages that are sent."""
+
+    @property
+    def passing(self) -> Passing:
+        """What passes when they have arrived."""
+
+
+class Receiving(Posted, Protocol):
     """Messages that are received."""
 
     def wait(self) -> Any:
-        """Make the current stream wait for it, and put rows that came in their places."""
-
-    @property
-    def arrival(self) -> Waitable:
-        """Makes another stream wait for the messages, and does nothing with their rows."""
+        """Make the current stream wait for them, and put rows that came in their places."""
 
 
 class Carrier(Protocol):
@@ -120,9 +126,9 @@ class Carrier(Protocol):
 
     def lends(self, rows: torch.Tensor) -> bool: ...
 
-    def send(self, link: Link, transfer: Transfer, messages: Mapping[int, Message]) -> Posted: ...
+    def send(self, link: Link, transfer: Transfer, messages: Mapping[int, Message]) -> Sending: ...
 
-    def receive(self, link: Link, messages: Mapping[int, Message]) -> Work: ...
+    def receive(self, link: Link, messages: Mapping[int, Message]) -> Receiving: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,14 +211,17 @@ class StreamedTransport:
         """As in Transport."""
         return self._carrier.lends(rows)
 
-    def send(self, transfer: Transfer, messages: Mapping[int, Message]) -> None:
-        """Start sending, by destination; rows must not change until ``flush``."""
+    def send(self, transfer: Transfer, messages: Mapping[int, Message]) -> Sequence[Passing]:
+        """As in Transport."""
         self._watchdog.progress()
         if self.is_staged:
-            self._staged.send(transfer, messages)
-            return
+            return self._staged.send(transfer, messages)
+        passing = []
         for link, part in self._by_link(transfer, messages, is_receive=False):
-            self._post(link, self._carrier.send(link, transfer, part), part, transfer)
+            work = self._carrier.send(link, transfer, part)
+            self._post(link, work, part, transfer)
+            passing.append(work.passing)
+        return passing
 
     def receive(self, transfer: Transfer, messages: Mapping[int, Message]) -> Receive:
         """Start receiving rows to their places, by source; ``wait`` makes the current stream wait for them."""
@@ -223,7 +232,7 @@ class StreamedTransport:
         for link, part in self._by_link(transfer, messages, is_receive=True):
             works.append(self._carrier.receive(link, part))
             self._post(link, works[-1], part, transfer, is_receive=True)
-        return StreamedReceive(works)
+        return works[0] if len(works) == 1 else StreamedReceive(works)
 
     def flush(self) -> None:
         """Wait until every message has left or arrived and the current stream has nothing left to do.
@@ -292,19 +301,14 @@ def _forget_done(pending: deque[Pending]) -> None:
 
 
 class StreamedReceive:
-    """Messages on their way; after ``wait`` the current stream goes on when they have arrived."""
+    """Messages of several links; after ``wait`` the current stream goes on when they have arrived."""
 
-    def __init__(self, works: Sequence[Work]) -> None:
+    def __init__(self, works: Sequence[Receiving]) -> None:
         self._works = works
 
     def wait(self) -> None:
         for work in self._works:
             work.wait()
-
-    @property
-    def arrivals(self) -> list[Waitable]:
-        """For who looks on, on a stream of its own: see Work."""
-        return [work.arrival for work in self._works]
 
 
 def what_is_missing(pending: Sequence[Pending], *, rank: int, timeout_s: float) -> str:
