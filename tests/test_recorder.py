@@ -86,6 +86,23 @@ def test_an_action_starts_where_the_one_before_it_ends() -> None:
     assert [(r.start_ns, r.end_ns) for r in recorder.records] == [(0, 13), (13, 25)]
 
 
+def test_a_pause_is_no_part_of_an_action() -> None:
+    clock = TurnedClock()
+    recorder = Recorder(clock)
+    recorder.begin_step()
+    with recorder.action(F0), takes(clock, 10):
+        pass
+
+    def work() -> None:
+        clock.now += 100
+
+    recorder.pause(work)
+    with recorder.action(F1), takes(clock, 10):
+        pass
+    recorder.end_step()
+    assert [(r.start_ns, r.end_ns) for r in recorder.records] == [(0, 10), (110, 120)]
+
+
 def test_a_step_forgets_the_one_before() -> None:
     clock = TurnedClock()
     recorder = Recorder(clock)

@@ -261,7 +261,9 @@ class Engine:
             meter.begin_step()
         with self._exchange.step(setup):
             lane = step.program.lanes[self._lane]
-            result = self._executor.run(lane, work, is_training=is_training, meanwhile=meanwhile)
+            # In the middle a host is farthest ahead of its GPU: at the ends, encoders run as fast as they are launched.
+            begun = len(lane) if self.device.type == "cpu" else len(lane) // 2
+            result = self._executor.run(lane, work, is_training=is_training, meanwhile={begun: meanwhile})
         self.recorder.end_step()
         return result
 

@@ -24,6 +24,8 @@ from hetsched.runtime.stage import BoundaryRows, StageMeta
 from hetsched.runtime.weight_gradient import WeightGradients
 from hetsched.schedule.action import Action, Kind
 
+Meanwhile = Callable[[], None]
+
 
 class StepWork(Protocol):
     """What the executor asks about one step on this rank."""
@@ -138,11 +140,15 @@ class Executor:
         }
 
     def run(
-        self, actions: Sequence[Action], work: StepWork, *, is_training: bool, meanwhile: Callable[[], None]
+        self, actions: Sequence[Action], work: StepWork, *, is_training: bool, meanwhile: Mapping[int, Meanwhile]
     ) -> StepResult:
         """Run this rank's list in order; gradients are added to the parameters' ``.grad``.
 
-        ``meanwhile`` is called when all was begun and some of it may not have ended, on GPUs most.
+        Args:
+            actions: the list.
+            work: what it is about.
+            is_training: False for forwards alone.
+            meanwhile: what else the host does, by the number of actions that were begun before.
         """
         self._work = work
         self._live: dict[tuple[str, int, int], _Live] = {}
@@ -152,6 +158,8 @@ class Executor:
         done_with = last_uses(actions)
         with torch.set_grad_enabled(is_training):
             for place, action in enumerate(actions):
+                if place in meanwhile:
+                    self._recorder.pause(meanwhile[place])
                 with self._recorder.action(action):
                     self._await_signals(action)
                     self._do[action.kind](action)
@@ -161,7 +169,8 @@ class Executor:
                     self._live.pop(key, None)
                 for transfer in work.given_back(place):
                     self._exchange.give_back(transfer)
-        meanwhile()
+        if len(actions) in meanwhile:
+            meanwhile[len(actions)]()
         self._exchange.flush()
         assert not self._arriving, f"received and never used: {list(self._arriving)}"
         return self._result

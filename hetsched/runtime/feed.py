@@ -90,8 +90,13 @@ def _check(tensors: Mapping[str, Tensor], length: int) -> None:
     for key, tensor in tensors.items():
         if tensor.ndim < 1 or tensor.shape[0] != length:
             raise DataError(f"{key!r} has shape {list(tensor.shape)}, but is described as {length} long")
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if tensor.is_floating_point() and not _is_finite(tensor):
             raise DataError(f"{key!r} holds NaN or infinity")
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    # A sum is finite only if all is, and takes a fifth of the time; one that overflows says nothing.
+    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
 def _name(member: Sample | Item, batch: Batch) -> str:

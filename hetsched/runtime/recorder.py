@@ -9,7 +9,7 @@ may have stood idle between two kernels, which the action's times do not show.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -118,6 +118,11 @@ class Recorder:
         self._running = None
         running.host_ns = time.perf_counter_ns() - began
         self._ran.append(running)
+
+    def pause(self, do: Callable[[], None]) -> None:
+        """Do what is no part of an action: the next one starts after it."""
+        do()
+        self._last = self._clock.mark()
 
     @contextmanager
     def working(self) -> Iterator[None]:

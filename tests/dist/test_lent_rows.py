@@ -116,7 +116,7 @@ def run(texts: str, *stages: nn.Module, is_training: bool = True) -> tuple[Lende
     executor = Executor(named, exchange=exchange, recorder=recorder, reduce=lambda *_: None)
     recorder.begin_step()
     actions = [parse_action(f"llm:{text}") for text in texts.split()]
-    result = executor.run(actions, Work(actions), is_training=is_training, meanwhile=lambda: None)  # type: ignore[arg-type]
+    result = executor.run(actions, Work(actions), is_training=is_training, meanwhile={})  # type: ignore[arg-type]
     return transport, result
 
 
