@@ -45,7 +45,6 @@ from hetsched.graph import make_topology
 from hetsched.plan import Plan
 from hetsched.runtime.device import peak_memory_bytes
 from hetsched.runtime.engine import Engine
-from hetsched.runtime.garbage import long_lived
 from hetsched.runtime.report import StepReport
 from hetsched.runtime.transport.nccl import BACKEND
 from hetsched.sim.bubble import bubble_fraction, bubbles
@@ -108,14 +107,6 @@ def measure_plan(placement: str, transport: str, sizes: Sizes, args: argparse.Na
     """One placement on one transport: its steps, and one of them as it ran beside its prediction."""
     plan = make_plan(placement, sizes, gpus=args.gpus, microbatches=args.microbatches, transport=transport)
     steps = PlannedSteps(plan, sizes, is_compiled=args.compile)
-    with long_lived():
-        return measure_steps(steps, placement, transport, sizes, args)
-
-
-def measure_steps(
-    steps: PlannedSteps, placement: str, transport: str, sizes: Sizes, args: argparse.Namespace
-) -> dict[str, object]:
-    """As ``measure_plan``, of a plan's steps."""
     seconds = step_seconds(steps, args)
     (_, before), (report, measured) = steps.timed(), steps.timed()
     predicted = simulate(before.program, measured_costs([before], by_microbatch=True))
@@ -185,11 +176,10 @@ def measure_torch(sizes: Sizes, args: argparse.Namespace) -> dict[str, object]:
         optimizer.step()
 
     line: dict[str, object] = {"placement": TORCH, "transport": "nccl" if is_on_gpu else "gloo"}
-    with long_lived():
-        line |= figures(step_seconds(step, args), sizes, args)
-        if args.profile:
-            ran, took_ns = profiled(alone, before=step)
-            line |= {"profiled_step_ms": round(took_ns / 1e6, 2), **idle_figures(gather_parts(ran, span_ns=took_ns))}
+    line |= figures(step_seconds(step, args), sizes, args)
+    if args.profile:
+        ran, took_ns = profiled(alone, before=step)
+        line |= {"profiled_step_ms": round(took_ns / 1e6, 2), **idle_figures(gather_parts(ran, span_ns=took_ns))}
     return line
 
 

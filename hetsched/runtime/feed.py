@@ -16,28 +16,45 @@ from hetsched.layout.positions import text_positions
 from hetsched.runtime.stage import ContextShard, StageMeta
 
 
-def load_held(batch: Batch, held: Held, *, cp: int) -> dict[str, Tensor]:
+def load_held(batch: Batch, held: Held, *, cp: int, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
     """The tensors of a share's samples or items, concatenated to ``[num_tokens, ...]``: the rows of one cp rank.
 
-    A rank loads whole samples, and none of which it has no token.
+    A rank loads whole samples, and none of which it has no token. The host does not wait for what the device does.
+
+    Args:
+        batch, held: what, and whose.
+        cp: of this rank.
+        device: where the tensors go.
+        dtype: of those that are floating-point; others keep theirs.
 
     Raises:
         DataError: a member cannot be loaded, or its tensors contradict its description; names the sample.
     """
-    loaded: list[Mapping[str, Tensor]] = []
+    loaded: list[tuple[Mapping[str, Tensor], Tensor | None]] = []
     for member, positions, _ in held.by_member(cp):
         try:
             tensors = _load(batch.source, member)
             length = member.num_tokens if isinstance(member, Sample) else member.num_inputs
             _check(tensors, length)
-            if loaded and tensors.keys() != loaded[0].keys():
-                raise DataError(f"its tensors are {sorted(tensors)}, those of others {sorted(loaded[0])}")
+            if loaded:
+                _check_alike(tensors, loaded[0][0])
         except Exception as error:
             reason = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
             raise DataError(f"{_name(member, batch)}: {reason}") from error
-        mine = torch.from_numpy(positions)
-        loaded.append(tensors if len(mine) == length else {key: t[mine] for key, t in tensors.items()})
-    return {key: torch.cat([tensors[key] for tensors in loaded]) for key in (loaded[0] if loaded else ())}
+        loaded.append((tensors, None if len(positions) == length else torch.from_numpy(positions)))
+    keys = loaded[0][0] if loaded else ()
+    return {key: _together([(tensors[key], rows) for tensors, rows in loaded], device, dtype) for key in keys}
+
+
+def _together(parts: Sequence[tuple[Tensor, Tensor | None]], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Rows of tensors (all where none are named), one after the other: written once, where the device fetches them."""
+    first, _ = parts[0]
+    counts = [len(tensor) if rows is None else len(rows) for tensor, rows in parts]
+    shape, is_pinned = (sum(counts), *first.shape[1:]), device.type != "cpu"
+    whole = torch.empty(shape, dtype=dtype if first.is_floating_point() else first.dtype, pin_memory=is_pinned)
+    for to, (tensor, rows) in zip(torch.split(whole, counts), parts, strict=True):
+        to.copy_(tensor if rows is None else tensor[rows])
+    return whole.to(device, non_blocking=True)
 
 
 def make_meta(
@@ -65,19 +82,10 @@ def make_meta(
     )
 
 
-def to_device(tensors: Mapping[str, Tensor], *, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The tensors on ``device``, floating-point ones as ``dtype``; the host does not wait for what the device does."""
-    cast = {key: t.to(dtype if t.is_floating_point() else t.dtype) for key, t in tensors.items()}
-    return {key: _sent(t, device) for key, t in cast.items()}
-
-
 def integers(values: ArrayLike, dtype: torch.dtype, *, device: torch.device) -> Tensor:
     """Numbers that the host knows, on ``device``, without making the host wait for what the device does."""
-    return _sent(torch.as_tensor(values, dtype=dtype), device)
-
-
-def _sent(tensor: Tensor, device: torch.device) -> Tensor:
-    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+    numbers = torch.as_tensor(values, dtype=dtype)
+    return numbers if device.type == "cpu" else numbers.pin_memory().to(device, non_blocking=True)
 
 
 def _load(source: DataSource, member: Sample | Item) -> Mapping[str, Tensor]:
@@ -92,6 +100,19 @@ def _check(tensors: Mapping[str, Tensor], length: int) -> None:
             raise DataError(f"{key!r} has shape {list(tensor.shape)}, but is described as {length} long")
         if tensor.is_floating_point() and not _is_finite(tensor):
             raise DataError(f"{key!r} holds NaN or infinity")
+
+
+def _check_alike(tensors: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> None:
+    if tensors.keys() != others.keys():
+        raise DataError(f"its tensors are {sorted(tensors)}, those of others {sorted(others)}")
+    for key, tensor in tensors.items():
+        wanted = others[key]
+        is_cast = tensor.is_floating_point() and wanted.is_floating_point()
+        if tensor.shape[1:] != wanted.shape[1:] or not (is_cast or tensor.dtype == wanted.dtype):
+            raise DataError(
+                f"{key!r} has rows {list(tensor.shape[1:])} of {tensor.dtype}, those of others are "
+                f"{list(wanted.shape[1:])} of {wanted.dtype}"
+            )
 
 
 def _is_finite(tensor: Tensor) -> bool:

@@ -19,7 +19,7 @@ from hetsched.plan import Plan
 from hetsched.runtime.channels import Channels, Key, key_of
 from hetsched.runtime.exchange import Transfer
 from hetsched.runtime.executor import Move
-from hetsched.runtime.feed import integers, load_held, make_meta, to_device
+from hetsched.runtime.feed import integers, load_held, make_meta
 from hetsched.runtime.stage import BoundaryRows, StageMeta
 from hetsched.runtime.step_rooms import StepRooms
 from hetsched.schedule.action import Action, Kind
@@ -71,8 +71,7 @@ class RankStep:
             reads = at.pp in {self._plan.pipeline_rank(module, stage) for stage in (0, last)}
             for m in range(self._plan.microbatches):
                 held = self._held(module, m)
-                tensors = load_held(batch, held, cp=at.cp) if reads else {}
-                inputs = to_device(tensors, device=self._device, dtype=dtype)
+                inputs = load_held(batch, held, cp=at.cp, device=self._device, dtype=dtype) if reads else {}
                 self._metas[module, m] = make_meta([held], at.cp, microbatch=m, inputs=inputs, device=self._device)
         for key, crossing in self._step.crossings.items():
             if self._rank in crossing.index:

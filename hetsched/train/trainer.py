@@ -10,7 +10,6 @@ from hetsched.models.multimodal import builders
 from hetsched.plan import Plan
 from hetsched.plan.model import VisionConfig
 from hetsched.runtime.engine import Engine
-from hetsched.runtime.garbage import long_lived
 from hetsched.runtime.report import StepReport
 from hetsched.train.checks import CheckedSource
 from hetsched.train.digits import DigitsSource
@@ -72,17 +71,16 @@ class Trainer:
             after_step: called with the step, its report and the norm of the gradients before clipping.
         """
         upcoming: Batch | None = None
-        with long_lived():
-            for step in range(num_steps):
-                batch = upcoming or self._batch(step)
-                upcoming = self._batch(step + 1) if step + 1 < num_steps else None
-                report = self.engine.step(batch, upcoming=upcoming)
-                norm = self.engine.clip_grad_norm(self._training.clip_grad_norm or float("inf"))
-                if self._optimizer is not None:
-                    for group in self._optimizer.param_groups:
-                        group["lr"] = learning_rate(step, self._training)
-                    self._optimizer.step()
-                after_step(step, report, norm)
+        for step in range(num_steps):
+            batch = upcoming or self._batch(step)
+            upcoming = self._batch(step + 1) if step + 1 < num_steps else None
+            report = self.engine.step(batch, upcoming=upcoming)
+            norm = self.engine.clip_grad_norm(self._training.clip_grad_norm or float("inf"))
+            if self._optimizer is not None:
+                for group in self._optimizer.param_groups:
+                    group["lr"] = learning_rate(step, self._training)
+                self._optimizer.step()
+            after_step(step, report, norm)
 
     def _batch(self, step: int) -> Batch:
         first = step * self._data.batch_size
