@@ -61,7 +61,8 @@ class RankShare:
         num_rows: that arrive.
         room_rows: rows of the room.
         gaps: rows that nobody sends, which are zeros; none where rows are added up.
-        addends: what is added up, in that order; None where the room is what arrives.
+        addends: what is added up, in rounds one after the other; a round has no row twice. None where the room is what
+            arrives.
     """
 
     sends: Mapping[int, Outgoing] = field(default_factory=dict)
@@ -70,7 +71,7 @@ class RankShare:
     num_rows: int = 0
     room_rows: int = 0
     gaps: Runs = ()
-    addends: tuple[Addend, ...] | None = None
+    addends: tuple[tuple[Addend, ...], ...] | None = None
 
 
 def rank_share(route: IntArray, rank: int, *, num_rows: int) -> RankShare:
@@ -99,6 +100,7 @@ def rank_share(route: IntArray, rank: int, *, num_rows: int) -> RankShare:
             own.append(Piece(row, to_row, count))
     arriving = [row for row in rows if row[2] == rank]
     is_sum = rank in adds_up
+    added = [Addend(r[0], r[1] if r[0] == rank else r[5], r[3], r[4]) for r in arriving] if is_sum else []
     return RankShare(
         sends={peer: outgoing(pieces) for peer, pieces in sends.items()},
         receives={peer: joined(runs) for peer, runs in receives.items()},
@@ -106,8 +108,30 @@ def rank_share(route: IntArray, rank: int, *, num_rows: int) -> RankShare:
         num_rows=num_rows,
         room_rows=sum(count for runs in receives.values() for _, count in runs) if is_sum else num_rows,
         gaps=() if is_sum else _gaps(((row[3], row[4]) for row in arriving), num_rows),
-        addends=tuple(Addend(r[0], r[1] if r[0] == rank else r[5], r[3], r[4]) for r in arriving) if is_sum else None,
+        addends=in_rounds(added) if is_sum else None,
     )
+
+
+def in_rounds(addends: Sequence[Addend]) -> tuple[tuple[Addend, ...], ...]:
+    """Addends as rounds, so that each row is added to in the same order as one after the other.
+
+    Args:
+        addends: in order; where they overlap in part they are cut.
+    """
+    source, row, to_row, count = np.array(addends, np.int64).reshape(-1, 4).T
+    bounds = np.unique(np.concatenate([to_row, to_row + count]))
+    firsts = np.searchsorted(bounds, to_row)
+    num_cuts = np.searchsorted(bounds, to_row + count) - firsts
+    whose = np.repeat(np.arange(len(source)), num_cuts)
+    # The number of each cut's stretch between two bounds, and of those before it that lie on the same one.
+    stretch = np.arange(len(whose)) + np.repeat(firsts - (np.cumsum(num_cuts) - num_cuts), num_cuts)
+    order = np.argsort(stretch, kind="stable")
+    begins = np.searchsorted(stretch[order], stretch[order])
+    number = np.empty_like(order)
+    number[order] = np.arange(len(order)) - begins
+    start, size = bounds[stretch], bounds[stretch + 1] - bounds[stretch]
+    cut = np.column_stack([source[whose], row[whose] + start - to_row[whose], start, size])
+    return tuple(tuple(Addend(*of) for of in cut[number == of_round].tolist()) for of_round in range(number.max() + 1))
 
 
 def _room_rows(route: IntArray) -> tuple[IntArray, frozenset[int]]:

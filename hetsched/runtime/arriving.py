@@ -7,7 +7,7 @@ from typing import Protocol
 
 import torch
 
-from hetsched.layout.rank_share import RankShare
+from hetsched.layout.rank_share import Addend, RankShare
 
 
 class Receive(Protocol):
@@ -88,11 +88,15 @@ class Summed:
         if self._receive is not None:
             self._receive.wait()
         out = self._room.new_zeros(self._share.num_rows, self._room.shape[1])
-        for of in self._share.addends or ():
-            source = self._own if of.source == self._rank else self._room
-            assert source is not None, "own rows were sent before"
-            out[of.to_row : of.to_row + of.num_rows] += source[of.row : of.row + of.num_rows]
+        for addends in self._share.addends or ():
+            to = [out[of.to_row : of.to_row + of.num_rows] for of in addends]
+            torch._foreach_add_(to, [self._source(of)[of.row : of.row + of.num_rows] for of in addends])
         return out
+
+    def _source(self, of: Addend) -> torch.Tensor:
+        source = self._own if of.source == self._rank else self._room
+        assert source is not None, "own rows were sent before"
+        return source
 
     def take(self) -> torch.Tensor:
         """As in Arriving: what is summed is memory of its own."""

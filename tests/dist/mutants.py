@@ -76,12 +76,12 @@ def _no_sum_in_backward() -> Any:
     def last_wins(self: Summed) -> torch.Tensor:
         seen: set[int] = set()
         kept = []
-        for of in reversed(self._share.addends or ()):
+        for of in reversed([of for addends in self._share.addends or () for of in addends]):
             rows = set(range(of.to_row, of.to_row + of.num_rows))
             if not rows & seen:
                 kept.append(of)
             seen |= rows
-        self._share = replace(self._share, addends=tuple(kept[::-1]))
+        self._share = replace(self._share, addends=(tuple(kept),))
         return original(self)
 
     return mock.patch.object(Summed, "wait", last_wins)

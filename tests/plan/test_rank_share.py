@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import pairwise
 
 import numpy as np
@@ -10,7 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from hetsched.layout.rank_share import Outgoing, Piece, RankShare, joined, outgoing, rank_share, whole
+from hetsched.layout.rank_share import (
+    Addend,
+    Outgoing,
+    Piece,
+    RankShare,
+    in_rounds,
+    joined,
+    outgoing,
+    rank_share,
+    whole,
+)
 
 IntArray = NDArray[np.int64]
 RANKS = 4
@@ -64,9 +75,14 @@ def carried(shares: list[RankShare], rank: int) -> IntArray:
             room[first : first + count] = 0
         return room
     out = np.zeros(share.num_rows, np.int64)
-    for addend in share.addends:
-        source = own if addend.source == rank else room
-        out[addend.to_row : addend.to_row + addend.num_rows] += source[addend.row : addend.row + addend.num_rows]
+    for addends in share.addends:
+        seen: set[int] = set()
+        for addend in addends:
+            to = range(addend.to_row, addend.to_row + addend.num_rows)
+            assert not seen & set(to), "a round has a row twice"
+            seen |= set(to)
+            source = own if addend.source == rank else room
+            out[to] += source[addend.row : addend.row + addend.num_rows]
     return out
 
 
@@ -122,3 +138,30 @@ def test_rows_between_stages_go_as_they_are(num_rows: int) -> None:
     route = np.array([[3, 0, 1, 0, num_rows]] if num_rows else [], np.int64).reshape(-1, 5)
     assert whole(3, 1, num_rows, rank=3) == rank_share(route, 3, num_rows=0)
     assert whole(3, 1, num_rows, rank=1) == rank_share(route, 1, num_rows=num_rows)
+
+
+def addends(draw: st.DrawFn) -> list[Addend]:
+    sizes = draw(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 12), st.integers(1, 8)), min_size=1, max_size=12))
+    return [Addend(source, 100 * i, to_row, count) for i, (source, to_row, count) in enumerate(sizes)]
+
+
+@given(st.composite(addends)())
+@settings(max_examples=300)
+def test_rounds_add_to_each_row_what_was_to_be_added_in_the_same_order(every: list[Addend]) -> None:
+    def by_row(parts: Iterable[Addend]) -> dict[int, list[tuple[int, int]]]:
+        found: dict[int, list[tuple[int, int]]] = {}
+        for of in parts:
+            for i in range(of.num_rows):
+                found.setdefault(of.to_row + i, []).append((of.source, of.row + i))
+        return found
+
+    rounds = in_rounds(every)
+    assert by_row(of for addends in rounds for of in addends) == by_row(every)
+    for of_round in rounds:
+        assert all(len(of) == 1 for of in by_row(of_round).values())
+    assert len(rounds) == max(len(of) for of in by_row(every).values()), "more rounds than a row has addends"
+
+
+def test_addends_that_lie_on_each_other_stay_whole() -> None:
+    every = [Addend(0, 0, 4, 3), Addend(1, 0, 0, 4), Addend(2, 9, 4, 3)]
+    assert in_rounds(every) == ((every[0], every[1]), (every[2],))
