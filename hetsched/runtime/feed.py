@@ -116,7 +116,7 @@ def _check_alike(tensors: Mapping[str, Tensor], others: Mapping[str, Tensor]) ->
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    # A sum is finite only if all is, and takes a fifth of the time; one that overflows says nothing.
+    # A sum is finite only if all is, and takes a small part of the time; one that overflows says nothing.
     return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
