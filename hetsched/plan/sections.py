@@ -145,7 +145,7 @@ class Plan:
         capacity: tokens that the packed sequence of one microbatch and replica holds at most; no limit if left out.
         schedule, dtype, seed: see their types.
         transport: what carries rows between ranks, and with it the devices: ``gloo`` for CPUs, ``nccl`` for a GPU
-            a rank, ``peer`` for that on one host, without NCCL's kernels.
+            a rank, ``peer`` for that with copies into each other's memory, in place of NCCL's kernels, within a host.
         model: sizes of the reference model; left out by trainers that bring builders of their own.
         data, training: of ``hetsched train``; left out by trainers with a loop of their own.
         source: the file it came from, for messages; not part of the digest.

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import resource
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -16,7 +18,7 @@ from hetsched.kernels.put import library
 from hetsched.plan import Plan
 from hetsched.runtime.channels import Channels
 from hetsched.runtime.report import gather_objects, name_ranks
-from hetsched.runtime.transport.links import make_links
+from hetsched.runtime.transport.links import is_within_host, make_links
 from hetsched.runtime.transport.nccl import BACKEND
 from hetsched.runtime.transport.streamed import check_queues
 
@@ -44,8 +46,6 @@ def check_devices(plan: Plan) -> None:
         problem, fix = f"{ranks_here} ranks on this host and {gpus} CUDA devices", "use more GPUs or hosts"
     elif dist.is_initialized() and "nccl" not in dist.get_backend_config():
         problem, fix = "torch.distributed was initialized without NCCL", f"give init_process_group {BACKEND!r}"
-    elif plan.transport == "peer" and ranks_here < plan.world_size:
-        problem, fix = "its ranks must share one host", 'write transport = "nccl"'
     elif plan.transport == "peer" and (reason := library.missing()) is not None:
         problem, fix = reason, 'build hetsched where nvcc is, or write transport = "nccl"'
     else:
@@ -66,31 +66,41 @@ class Seat:
         gpu: the UUID of its GPU.
         nccl: NCCL's version.
         problem: why the rank cannot start, if it cannot.
+        host: equal on ranks whose processes can share memory.
+        num_queues: of its GPU.
     """
 
     gpu: str = ""
     nccl: str = ""
     problem: str | None = None
+    host: str = ""
+    num_queues: int = 0
 
 
-def check_ranks(plan: Plan) -> None:
+def check_ranks(plan: Plan) -> Sequence[str] | None:
     """Compare what the ranks of a job run on; every rank calls this with an equal plan.
+
+    Returns:
+        The host of each rank, where the transport differs within hosts and between them.
 
     Raises:
         PlanError: as by ``check_devices``, on the ranks that it is about.
         JobError: other ranks cannot start, two have one GPU, or they differ in NCCL.
     """
     if plan.transport == "gloo":
-        return
+        return None
     try:
         check_devices(plan)
         seat = _seat(plan)
     except PlanError as error:
         gather_objects(Seat(problem=str(error)), group=None)
         raise
-    problem = what_is_wrong(gather_objects(seat, group=None))
+    seats = gather_objects(seat, group=None)
+    hosts = [of.host for of in seats] if plan.transport == "peer" else None
+    problem = what_is_wrong(seats) or _what_queues_lack(plan, hosts, num_queues=min(of.num_queues for of in seats))
     if problem is not None:
         raise JobError(problem)
+    return hosts
 
 
 def what_is_wrong(seats: Sequence[Seat]) -> str | None:
@@ -109,12 +119,26 @@ def what_is_wrong(seats: Sequence[Seat]) -> str | None:
 
 
 def _seat(plan: Plan) -> Seat:
-    _, lanes = make_topology(plan)
-    num_queues = int(os.environ.get("CUDA_DEVICE_MAX_CONNECTIONS", _CUDA_QUEUES))
-    links, is_peer = make_links(Channels(plan).wires, lanes), plan.transport == "peer"
-    problem = check_queues(links, num_queues=num_queues, is_sender_only=is_peer)
     properties = torch.cuda.get_device_properties(use_device(plan, dist.get_rank()))
-    return Seat(f"GPU {properties.uuid}", ".".join(map(str, torch.cuda.nccl.version())), problem)  # type: ignore[no-untyped-call]
+    return Seat(
+        f"GPU {properties.uuid}",
+        ".".join(map(str, torch.cuda.nccl.version())),  # type: ignore[no-untyped-call]
+        host=_host(),
+        num_queues=int(os.environ.get("CUDA_DEVICE_MAX_CONNECTIONS", _CUDA_QUEUES)),
+    )
+
+
+def _host() -> str:
+    """This host's name, with what tells it from others of that name."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    return f"{socket.gethostname()} {boot.read_text(encoding='ascii').strip() if boot.exists() else ''}"
+
+
+def _what_queues_lack(plan: Plan, hosts: Sequence[str] | None, *, num_queues: int) -> str | None:
+    _, lanes = make_topology(plan)
+    links = make_links(Channels(plan).wires, lanes, hosts=hosts)
+    near = [link for link in links if hosts is not None and is_within_host(link.wires[0], hosts)]
+    return check_queues(links, num_queues=num_queues, of_senders=near)
 
 
 def use_device(plan: Plan, rank: int) -> torch.device:

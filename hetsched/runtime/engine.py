@@ -43,12 +43,12 @@ from hetsched.runtime.report import (
 from hetsched.runtime.shapes import SeenShapes
 from hetsched.runtime.step_rooms import StepRooms, largest_rooms, step_rooms
 from hetsched.runtime.trace import RankTrace, measured_timeline
+from hetsched.runtime.transport.by_host import ByHostCarrier
 from hetsched.runtime.transport.checked import CheckedTransport
 from hetsched.runtime.transport.gloo import GlooTransport
 from hetsched.runtime.transport.links import make_links
 from hetsched.runtime.transport.nccl import NcclCarrier
-from hetsched.runtime.transport.peer import PeerCarrier
-from hetsched.runtime.transport.streamed import StreamedTransport
+from hetsched.runtime.transport.streamed import Carrier, StreamedTransport
 from hetsched.runtime.work import RankStep
 from hetsched.schedule.action import Kind
 from hetsched.schedule.program import Program
@@ -83,7 +83,7 @@ class Engine:
     def __init__(
         self, plan: Plan, builders: Mapping[str, Builder], *, timeout_s: float = 60.0, is_debug: bool = False
     ) -> None:
-        _check_launch(plan, builders)
+        self._hosts = _check_launch(plan, builders)
         self.plan, self.rank, self.device = plan, dist.get_rank(), use_device(plan, dist.get_rank())
         self.recorder = Recorder(clock_of(self.device))
         self._meters = {name: ContextMeter(self.recorder) for name in plan.modules}
@@ -212,9 +212,12 @@ class Engine:
         for group in (group for groups in self._groups.values() for group in (groups.copies, groups.context)):
             if group is not None:
                 dist.all_reduce(torch.zeros(1, device=self.device), group=group)
-        links = make_links(self._channels.wires, self._lanes)
-        nccl = self.plan.transport == "nccl"
-        carrier = NcclCarrier(links, timeout=timeout) if nccl else PeerCarrier(links, device=self.device)
+        links = make_links(self._channels.wires, self._lanes, hosts=self._hosts)
+        carrier: Carrier
+        if self._hosts is None:
+            carrier = NcclCarrier(links, timeout=timeout)
+        else:
+            carrier = ByHostCarrier(links, hosts=self._hosts, device=self.device, timeout=timeout)
         return StreamedTransport(carrier, links, device=self.device, timeout=timeout)
 
     def _build(self, name: str, stage: int, builder: Builder) -> nn.Module:
@@ -328,7 +331,8 @@ def _kernel_fault() -> str | None:
     return None if fault is None else str(fault)
 
 
-def _check_launch(plan: Plan, builders: Mapping[str, Builder]) -> None:
+def _check_launch(plan: Plan, builders: Mapping[str, Builder]) -> Sequence[str] | None:
+    """The host of each rank, where it matters."""
     # Compared before all else: ranks that raise while others go on would leave those waiting.
     digests = gather_objects(plan.digest, group=None)
     usual = max(digests, key=digests.count)
@@ -346,4 +350,4 @@ def _check_launch(plan: Plan, builders: Mapping[str, Builder]) -> None:
     for name in plan.modules:
         if name not in builders:
             raise PlanError(f"module {name} has no builder", field=f"modules.{name}", fix="pass one to Engine")
-    check_ranks(plan)
+    return check_ranks(plan)

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from hetsched.errors import PlanError
+from hetsched.kernels.put import library
 from hetsched.plan import parse_plan
 from hetsched.runtime.channels import Channels
 from hetsched.runtime.device import Seat, check_devices, what_is_wrong
@@ -55,6 +56,8 @@ def test_a_host_of_a_larger_job_needs_gpus_for_its_own_ranks_alone(monkeypatch: 
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
     check_devices(make_plan(**COLOCATED | dict(world_size=2)))
     check_devices(replace(make_plan(**COLOCATED), transport="nccl"))
+    monkeypatch.setattr(library, "missing", lambda: None)
+    check_devices(replace(make_plan(**COLOCATED), transport="peer"))
 
 
 @pytest.mark.skipif(dist.is_nccl_available(), reason="this torch has NCCL")
@@ -135,6 +138,6 @@ def test_more_streams_than_queues_are_refused_with_the_rank_that_has_them() -> N
     assert check_queues([], num_queues=8) is None
     assert str(check_queues(links, num_queues=8)).startswith("rank 0 has streams of 3 links and 6 other streams, but")
     # The peer transport's receivers have none.
-    assert check_queues(links, num_queues=8, is_sender_only=True) is None
+    assert check_queues(links, num_queues=8, of_senders=links) is None
     to_each = [Link((Wire(tag, 0, tag + 1, ""),)) for tag in range(3)]
-    assert check_queues(to_each, num_queues=8, is_sender_only=True) is not None
+    assert check_queues(to_each, num_queues=8, of_senders=to_each) is not None

@@ -9,7 +9,7 @@ import pytest
 from hetsched.graph import make_topology
 from hetsched.runtime.channels import Channels
 from hetsched.runtime.exchange import Wire
-from hetsched.runtime.transport.links import Link, make_links
+from hetsched.runtime.transport.links import Link, is_within_host, make_links
 from tests.dist.plans import make_plan
 
 
@@ -42,6 +42,22 @@ def test_wires_between_two_lanes_are_one_link_a_channel() -> None:
     )
     links = make_links(wires, [(0, 1), (2, 3), (4, 5)])
     assert [link.ranks for link in links] == [(0, 1, 2, 3), (0, 1, 4, 5), (0, 1, 2, 3)]
+
+
+def test_a_link_is_within_a_host_or_between_hosts() -> None:
+    hosts = "abbaabab"
+    for wires, lanes in (
+        (all_wires(range(8), range(8)), [range(8)]),
+        (all_wires(range(4), range(4, 8)), [range(4), range(4, 8)]),
+    ):
+        links = make_links(wires, lanes, hosts=hosts)
+        assert sorted((w.source, w.destination) for of in links for w in of.wires) == [
+            (w.source, w.destination) for w in wires
+        ]
+        assert all(is_one_way(link) for link in links)
+        for link in links:
+            assert len({is_within_host(wire, hosts) for wire in link.wires}) == 1
+        assert len(make_links(wires, lanes)) < len(links) <= 2 * len(make_links(wires, lanes))
 
 
 def test_an_encoder_on_all_ranks_needs_few_links_where_wires_are_many() -> None:

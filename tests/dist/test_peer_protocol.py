@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from itertools import permutations
 from types import SimpleNamespace
 from typing import Any
@@ -18,13 +20,15 @@ from unittest import mock
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from hetsched.layout.rank_share import joined, outgoing
 from hetsched.lower.rooms import Rooms
 from hetsched.runtime.exchange import Message, StepSetup, Transfer, Wire
-from hetsched.runtime.transport import peer
-from hetsched.runtime.transport.links import make_links
+from hetsched.runtime.transport import by_host, peer
+from hetsched.runtime.transport.by_host import ByHostCarrier
+from hetsched.runtime.transport.links import Link, make_links
 from hetsched.runtime.transport.peer import PeerCarrier, Slots
 from tests.dist.peer_cases import CHANNELS, MAX_ROWS, MOST_IN_USE, PER_STEP, Sent, events_of, pieces_of
 
@@ -41,14 +45,15 @@ class Host:
     def __init__(self, num_ranks: int) -> None:
         self.of_thread, self.arenas = threading.local(), [torch.empty(0)] * num_ranks
         self.meeting = threading.Barrier(num_ranks)
+        self.world = SimpleNamespace(ranks=range(num_ranks))
 
     def empty(self, num_bytes: int, **_: Any) -> Tensor:
         arena = torch.full((num_bytes,), 255, dtype=torch.uint8)
         self.arenas[self.of_thread.rank] = arena
         return arena
 
-    def rendezvous(self, arena: Tensor, group: object) -> Any:
-        return SimpleNamespace(get_buffer=lambda rank, shape, dtype: self.arenas[rank])
+    def rendezvous(self, arena: Tensor, group: Any) -> Any:
+        return SimpleNamespace(get_buffer=lambda place, shape, dtype: self.arenas[group.ranks[place]])
 
     @contextmanager
     def patched(self) -> Iterator[None]:
@@ -60,8 +65,10 @@ class Host:
             for name, value in {
                 "torch.cuda": cuda,
                 "dist.get_rank": lambda: self.of_thread.rank,
+                "dist.get_world_size": lambda: len(self.arenas),
+                "dist.new_group": lambda ranks, backend: SimpleNamespace(ranks=ranks),
                 "dist.all_reduce": lambda tensor: self.meeting.wait(),
-                "dist.group": SimpleNamespace(WORLD=object()),
+                "dist.group": SimpleNamespace(WORLD=self.world),
                 "symmetric_memory": self,
                 "put_message": put,
                 "library.pack_and_put": lambda *args: None,
@@ -87,21 +94,78 @@ def put(rows: Tensor, pieces: Sequence[tuple[int, int, int]], to: Any, **_: Any)
     to.arrived.fill_(to.number)
 
 
-class Ranks:
-    """The carriers of all ranks, and the operations that each has yet to do."""
+class Network:
+    """One rank's end of what carries rows between hosts: in order, to their places as soon as they can be there.
 
-    def __init__(self, host: Host, seed: int) -> None:
+    Args:
+        sent: by all ranks, by wire.
+    """
+
+    def __init__(self, sent: dict[tuple[int, int, int], list[Tensor]]) -> None:
+        self._sent, self._rank = sent, dist.get_rank()
+        self._num_received: dict[tuple[int, int, int], int] = defaultdict(int)
+
+    def send(self, link: Link, transfer: Transfer, messages: Mapping[int, Message]) -> None:
+        for destination, message in messages.items():
+            self._sent[transfer.channel.tag, self._rank, destination].append(message.packed().clone())
+
+    def receive(self, link: Link, messages: Mapping[int, Message]) -> FromNetwork:
+        ((source, message),) = messages.items()
+        wire = link.wires[0].tag, source, self._rank
+        self._num_received[wire] += 1
+        return FromNetwork(self._sent[wire], self._num_received[wire], message)
+
+
+class FromNetwork:
+    """The message of a number that a wire has, or will have."""
+
+    def __init__(self, sent: Sequence[Tensor], number: int, message: Message) -> None:
+        self._sent, self._number, self._message, self._is_there = sent, number, message, False
+        self._look()
+
+    def _look(self) -> None:
+        if not self._is_there and len(self._sent) >= self._number:
+            self._is_there, rows, first = True, self._sent[self._number - 1], 0
+            for to_row, count in self._message.runs:
+                self._message.rows[to_row : to_row + count] = rows[first : first + count]
+                first += count
+
+    def wait(self) -> None:
+        self._look()
+        if not self._is_there:
+            raise WouldWaitError
+
+
+class Ranks:
+    """The carriers of all ranks, and the operations that each has yet to do.
+
+    Args:
+        host: of all ranks, as far as memory and threads go.
+        seed: of the order in which they get on.
+        hosts: of each rank; rows between two go over a network. None if there is only one.
+    """
+
+    def __init__(self, host: Host, seed: int, hosts: Sequence[str] | None = None) -> None:
         self.num_ranks, self.draw, self.host = len(host.arenas), random.Random(seed), host
         num_ranks = self.num_ranks
+        self.sent: dict[tuple[int, int, int], list[Tensor]] = defaultdict(list)
         self.wires = [Wire(c.tag, *ends, "") for c in CHANNELS for ends in permutations(range(num_ranks), 2)]
-        made = make_links(self.wires, [(of,) for of in range(num_ranks)])
+        made = make_links(self.wires, [(of,) for of in range(num_ranks)], hosts=hosts)
         self.links = {(w.tag, w.source, w.destination): link for link in made for w in link.wires}
         self.inboxes = [(c.tag, of) for c in CHANNELS for of in range(num_ranks)]
-        self.carriers: list[PeerCarrier] = [None] * num_ranks  # type: ignore[list-item]
+        self.carriers: list[Any] = [None] * num_ranks
+        self.peers: list[PeerCarrier] = [None] * num_ranks  # type: ignore[list-item]
+        self.own: dict[tuple[int, Transfer], Tensor] = {}
         self.num_wrong = 0
 
         def start(rank: int) -> None:
-            self.carriers[rank] = PeerCarrier(made, device=torch.device("cpu"))
+            cpu = torch.device("cpu")
+            if hosts is None:
+                self.carriers[rank] = self.peers[rank] = PeerCarrier(made, device=cpu)
+            else:
+                carrier = ByHostCarrier(made, hosts=hosts, device=cpu, timeout=timedelta(seconds=1))
+                carrier._far = Network(self.sent)  # type: ignore[assignment]
+                self.carriers[rank], self.peers[rank] = carrier, carrier._near
             self._prepare(rank, {of: Rooms(MOST_IN_USE) for of in self.inboxes})
 
         self._on_threads(start)
@@ -161,7 +225,7 @@ class Ranks:
                     self.carriers[rank].send(link, Transfer(CHANNELS[wire.tag], n), {wire.destination: message})
                     break
                 except WouldWaitError:
-                    self.carriers[rank]._ends[end].num_messages -= 1
+                    self.peers[rank]._ends[end].num_messages -= 1
                     yield "waits"
             yield "goes on"
 
@@ -176,7 +240,7 @@ class Ranks:
             transfer, pieces = Transfer(CHANNELS[tag], n), pieces_of(tag, rank, step, n, num_ranks=self.num_ranks)
             carrier = self.carriers[rank]
             if not is_end:
-                room = carrier.room(transfer, MAX_ROWS)
+                room = self._room(rank, transfer)
                 received[tag, n] = [
                     carrier.receive(
                         self.links[tag, source, rank],
@@ -195,11 +259,20 @@ class Ranks:
                 yield "goes on"
                 self._look(rank, tag, step, n)
                 carrier.give_back(transfer)
+                self.own.pop((rank, transfer), None)
             yield "goes on"
+
+    def _room(self, rank: int, transfer: Transfer) -> Tensor:
+        """Lent, or where nobody of a rank's host sends it rows its own."""
+        lent: Tensor | None = self.carriers[rank].room(transfer, MAX_ROWS)
+        if lent is not None:
+            return lent
+        channel = transfer.channel
+        return self.own.setdefault((rank, transfer), torch.empty(MAX_ROWS, channel.hidden, dtype=channel.dtype))
 
     def _look(self, rank: int, tag: int, step: int, n: int) -> None:
         """Read a room, and leave nothing in it."""
-        room = self.carriers[rank].room(Transfer(CHANNELS[tag], n), MAX_ROWS)
+        room = self._room(rank, Transfer(CHANNELS[tag], n))
         for source, pieces in pieces_of(tag, rank, step, n, num_ranks=self.num_ranks).items():
             rows = Sent(tag, source, rank, step, n).rows()
             for p in pieces:
@@ -214,6 +287,23 @@ def test_rows_are_read_right_in_whatever_order_ranks_get_on(num_ranks: int, seed
     host = Host(num_ranks)
     with host.patched():
         assert Ranks(host, seed).run(num_steps=4) == 0
+
+
+@pytest.mark.parametrize("hosts", ["ab", "aab", "abb", "aabb", "abba"])
+@pytest.mark.parametrize("seed", range(3))
+def test_rows_are_read_right_whether_they_come_from_this_host_or_another(hosts: str, seed: int) -> None:
+    host = Host(len(hosts))
+    with host.patched(), mock.patch.object(by_host, "NcclCarrier"):
+        assert Ranks(host, seed, hosts).run(num_steps=3) == 0
+
+
+def test_only_what_goes_to_another_host_goes_over_the_network() -> None:
+    host = Host(4)
+    with host.patched(), mock.patch.object(by_host, "NcclCarrier"):
+        ranks = Ranks(host, 0, "aabb")
+        ranks.run(num_steps=1)
+    ends = {(source, destination) for (_, source, destination), sent in ranks.sent.items() if sent}
+    assert ends == {(source, of) for source, of in permutations(range(4), 2) if (source < 2) != (of < 2)}
 
 
 def _no_room_awaited(self: Slots, microbatch: int) -> int:

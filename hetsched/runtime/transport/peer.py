@@ -143,16 +143,38 @@ class WireEnd:
     num_messages: int = 0
 
 
+@dataclass(frozen=True)
+class Neighbors:
+    """Ranks of one host.
+
+    Args:
+        ranks: ascending.
+        group: of torch.distributed's, in that order.
+    """
+
+    ranks: Sequence[int]
+    group: dist.ProcessGroup
+
+    @classmethod
+    def of(cls, ranks: Sequence[int]) -> Neighbors:
+        """Of these ranks; every rank of the job calls it, since it makes a group unless they are all."""
+        assert dist.group.WORLD is not None
+        is_all = len(ranks) == dist.get_world_size()
+        return cls(ranks, dist.group.WORLD if is_all else dist.new_group(list(ranks), backend="gloo"))
+
+
 class PeerCarrier:
     """One arena a process, one stream for each link that it sends on; see Carrier.
 
     Args:
-        links: of the job, all of whose ranks are on this host.
+        links: of the job; the ranks of each are on one host.
         device: this rank's GPU.
+        neighbors: the ranks of this host; by default all of the job.
     """
 
-    def __init__(self, links: Sequence[Link], *, device: torch.device) -> None:
+    def __init__(self, links: Sequence[Link], *, device: torch.device, neighbors: Neighbors | None = None) -> None:
         self._rank, self._device = dist.get_rank(), device
+        self._neighbors = Neighbors.of(range(dist.get_world_size())) if neighbors is None else neighbors
         self._turns = {wire: turn_of(wire, link) for link in links for wire in link.wires}
         self._wires = list(self._turns)
         mine = [link for link in links if any(wire.source == self._rank for wire in link.wires)]
@@ -196,8 +218,8 @@ class PeerCarrier:
         places = place(self._wires, self._num_slots, self._slot_bytes)
         arena = symmetric_memory.empty(places.num_bytes, dtype=torch.uint8, device=self._device)
         arena.zero_()
-        assert dist.group.WORLD is not None
-        handle = symmetric_memory.rendezvous(arena, dist.group.WORLD)
+        is_alone = len(self._neighbors.ranks) == 1
+        handle = None if is_alone else symmetric_memory.rendezvous(arena, self._neighbors.group)
         torch.cuda.synchronize(self._device)
         self._arena = arena
         self._wait_for_all()
@@ -206,7 +228,9 @@ class PeerCarrier:
             if self._rank not in (wire.source, wire.destination):
                 continue
             for rank in {wire.source, wire.destination} - of_rank.keys():
-                of_rank[rank] = handle.get_buffer(rank, (places.num_bytes,), torch.uint8)
+                assert handle is not None, "a wire leads to another host"
+                place_of = self._neighbors.ranks.index(rank)
+                of_rank[rank] = handle.get_buffer(place_of, (places.num_bytes,), torch.uint8)
             arrived, returned = places.arrived[wire], places.returned[wire]
             self._ends[wire.tag, wire.source, wire.destination] = WireEnd(
                 of_rank[wire.destination][arrived : arrived + 4].view(torch.int32),
@@ -221,10 +245,12 @@ class PeerCarrier:
     def _wait_for_all(self) -> None:
         dist.all_reduce(torch.zeros(1))
 
-    def room(self, transfer: Transfer, num_rows: int) -> Tensor:
-        """As in Transport: a microbatch's rows in this rank's inbox."""
-        channel = transfer.channel
-        rows = self._slots[channel.tag, self._rank].rows(transfer)
+    def room(self, transfer: Transfer, num_rows: int) -> Tensor | None:
+        """As in Transport: a microbatch's rows in this rank's inbox; None where nobody of this host sends any."""
+        slots = self._slots.get((transfer.channel.tag, self._rank))
+        if slots is None:
+            return None
+        rows = slots.rows(transfer)
         # Not detach(): that shares one count of changes with the whole arena, and autograd would take the arrival of
         # other rows for a change of these.
         return rows[:num_rows].data

@@ -30,7 +30,7 @@ import os
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -65,17 +65,17 @@ def prepare_environment() -> None:
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", str(_MOST_QUEUES))
 
 
-def check_queues(links: Sequence[Link], *, num_queues: int, is_sender_only: bool = False) -> str | None:
+def check_queues(links: Sequence[Link], *, num_queues: int, of_senders: Collection[Link] = ()) -> str | None:
     """Why a rank's streams would wait for each other; None if each has a queue of its own.
 
     Args:
         links: of the whole job.
         num_queues: what CUDA_DEVICE_MAX_CONNECTIONS says.
-        is_sender_only: whether a link has a stream at the ranks that send on it alone.
+        of_senders: those of them that have a stream at the ranks that send on them alone.
     """
     counts: dict[int, int] = defaultdict(int)
     for link in links:
-        for rank in {wire.source for wire in link.wires} if is_sender_only else link.ranks:
+        for rank in {wire.source for wire in link.wires} if link in of_senders else link.ranks:
             counts[rank] += 1
     rank = max(counts, key=lambda r: counts[r], default=0)
     needed = counts.get(rank, 0) + _OTHER_STREAMS
