@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import socket
 from dataclasses import replace
 from typing import Any
 
@@ -35,6 +34,7 @@ from hetsched.kernels.attention.backends import choose
 from hetsched.kernels.put import library
 from hetsched.layout import pulls
 from hetsched.parallel.context_task import ContextTask
+from hetsched.parallel.host import this_host
 from hetsched.parallel.station import Pull, Station
 
 log = logging.getLogger("hetsched")
@@ -150,7 +150,7 @@ def _station(group: dist.ProcessGroup) -> Station:
 @functools.cache
 def _num_hosts(group: dist.ProcessGroup) -> int:
     names: list[Any] = [None] * group.size()
-    dist.all_gather_object(names, socket.gethostname(), group=group)
+    dist.all_gather_object(names, this_host(), group=group)
     return len(set(names))
 
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import resource
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -15,6 +13,7 @@ import torch.distributed as dist
 from hetsched.errors import JobError, PlanError
 from hetsched.graph import make_topology
 from hetsched.kernels.put import library
+from hetsched.parallel.host import this_host
 from hetsched.plan import Plan
 from hetsched.runtime.channels import Channels
 from hetsched.runtime.report import gather_objects, name_ranks
@@ -123,15 +122,9 @@ def _seat(plan: Plan) -> Seat:
     return Seat(
         f"GPU {properties.uuid}",
         ".".join(map(str, torch.cuda.nccl.version())),  # type: ignore[no-untyped-call]
-        host=_host(),
+        host=this_host(),
         num_queues=int(os.environ.get("CUDA_DEVICE_MAX_CONNECTIONS", _CUDA_QUEUES)),
     )
-
-
-def _host() -> str:
-    """This host's name, with what tells it from others of that name."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    return f"{socket.gethostname()} {boot.read_text(encoding='ascii').strip() if boot.exists() else ''}"
 
 
 def _what_queues_lack(plan: Plan, hosts: Sequence[str] | None, *, num_queues: int) -> str | None:
