@@ -12,8 +12,9 @@ from hetsched.plan import Plan
 from hetsched.runtime.channels import Channels, key_of
 from hetsched.runtime.exchange import Transfer, Wire
 from hetsched.runtime.step_rooms import largest_rooms, step_rooms
+from hetsched.runtime.transport.arena import place
 from hetsched.runtime.transport.links import Link, make_links
-from hetsched.runtime.transport.peer import place, turn_of
+from hetsched.runtime.transport.peer import turn_of
 from hetsched.runtime.work import RankStep
 from hetsched.schedule.action import Kind
 from hetsched.stepplan import plan_step

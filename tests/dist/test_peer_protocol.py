@@ -27,9 +27,10 @@ from hetsched.layout.rank_share import joined, outgoing
 from hetsched.lower.rooms import Rooms
 from hetsched.runtime.exchange import Message, StepSetup, Transfer, Wire
 from hetsched.runtime.transport import by_host, peer
+from hetsched.runtime.transport.arena import Slots
 from hetsched.runtime.transport.by_host import ByHostCarrier
 from hetsched.runtime.transport.links import Link, make_links
-from hetsched.runtime.transport.peer import PeerCarrier, Slots
+from hetsched.runtime.transport.peer import PeerCarrier
 from tests.dist.peer_cases import CHANNELS, MAX_ROWS, MOST_IN_USE, PER_STEP, Sent, events_of, pieces_of
 
 Inbox = tuple[int, int]

@@ -1,12 +1,12 @@
-"""Rows put into the memory of GPUs of the same host: copy engines do, and no SM and no host waits for a peer.
+"""Rows put into the memory of GPUs of the same host: copy engines do, and for a peer waits a stream or a warp, no host.
 
 Every process owns one arena of symmetric memory. In it lies, for each channel that brings it rows, an *inbox*: slots,
 in which rows arrive where they are read, without being copied again. Which slot is the room of which microbatch, and
 what has to have been given back before, follows from the program (hetsched.lower.rooms), so both ends know it before
 the step begins. A wire has two counters that only grow: messages that arrived, beside the inbox, and rooms that were
 given back, in the sender's arena. A link's stream waits at the sender until the room is free, puts rows into it and
-counts the message. Whoever needs the rows waits for that count on its own stream, reads them where they lie, and counts
-the room as given back after its last kernel that does.
+counts the message. Whoever needs the rows waits for that count on its own stream, by a warp that looks at it, reads
+them where they lie, and counts the room as given back after its last kernel that does.
 
 A link's ranks take turns (``turn_of``): at any time its sources put to different destinations, so that no GPU's links
 idle while others queue. The order does not matter to what can wait for what.
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -28,58 +28,8 @@ from hetsched.kernels.put.message import Destination, put_message
 from hetsched.lower.rooms import Rooms
 from hetsched.runtime.clock import OfEvent, Passing
 from hetsched.runtime.exchange import Message, StepSetup, Transfer, Wire
+from hetsched.runtime.transport.arena import Inbox, Slots, WireEnd, padded, place
 from hetsched.runtime.transport.links import Link
-
-# Counters lie in cache lines of their own; slots are aligned to the widest access.
-_LINE = 128
-Inbox = tuple[int, int]
-"""A channel's tag and the rank that receives."""
-
-
-@dataclass(frozen=True, slots=True)
-class Places:
-    """Byte offsets in the arenas.
-
-    Args:
-        slots: of each inbox, at its rank.
-        arrived: of each wire, at its destination.
-        returned: of each wire, at its source.
-        num_bytes: of an arena that is large enough for every rank.
-    """
-
-    slots: Mapping[Inbox, int]
-    arrived: Mapping[Wire, int]
-    returned: Mapping[Wire, int]
-    num_bytes: int
-
-
-def place(wires: Sequence[Wire], num_slots: Mapping[Inbox, int], slot_bytes: Mapping[int, int]) -> Places:
-    """Places for all that the arenas hold.
-
-    Args:
-        wires: of the job, in the same order on every rank.
-        num_slots: of each inbox; none where it is missing.
-        slot_bytes: of each channel, by tag; a multiple of the cache line.
-    """
-    used: dict[int, int] = defaultdict(int)
-
-    def take(rank: int, num_bytes: int) -> int:
-        offset = used[rank]
-        used[rank] += _lines(num_bytes)
-        return offset
-
-    arrived = {wire: take(wire.destination, 4) for wire in wires}
-    returned = {wire: take(wire.source, 4) for wire in wires}
-    slots: dict[Inbox, int] = {}
-    for wire in wires:
-        inbox = wire.tag, wire.destination
-        if inbox not in slots:
-            slots[inbox] = take(wire.destination, num_slots.get(inbox, 0) * slot_bytes.get(wire.tag, 0))
-    return Places(slots, arrived, returned, max(used.values(), default=_LINE))
-
-
-def _lines(num_bytes: int) -> int:
-    return -(-num_bytes // _LINE) * _LINE
 
 
 def turn_of(wire: Wire, link: Link) -> int:
@@ -88,59 +38,6 @@ def turn_of(wire: Wire, link: Link) -> int:
     destinations = sorted({w.destination for w in link.wires})
     turns = max(len(sources), len(destinations))
     return (destinations.index(wire.destination) - sources.index(wire.source)) % turns
-
-
-@dataclass(slots=True)
-class Slots:
-    """An inbox as one rank sees it, and whose room is where in this step.
-
-    Args:
-        memory: of each slot, bytes.
-        rooms: of this step.
-        num_before: rooms that were given back in earlier steps.
-    """
-
-    memory: Sequence[Tensor]
-    rooms: Rooms = field(default_factory=Rooms)
-    num_before: int = 0
-    _rows: dict[int, Tensor] = field(default_factory=dict)
-
-    def begin(self, rooms: Rooms) -> None:
-        """A step begins, and the last one is over: all of its rooms are given back."""
-        self.num_before += len(self.rooms.returned)
-        self.rooms = rooms
-
-    def room(self, microbatch: int) -> Tensor:
-        return self.memory[self.rooms.of[microbatch].slot]
-
-    def rows(self, transfer: Transfer) -> Tensor:
-        """All of a room as rows ``[n, hidden]`` of the channel."""
-        slot, channel = self.rooms.of[transfer.microbatch].slot, transfer.channel
-        if slot not in self._rows:
-            num_rows = self.memory[slot].numel() // channel.row_bytes
-            whole = self.memory[slot][: num_rows * channel.row_bytes].view(channel.dtype)
-            self._rows[slot] = whole.view(num_rows, channel.hidden)
-        return self._rows[slot]
-
-    def awaited(self, microbatch: int) -> int:
-        """How many rooms have been given back when this one is free."""
-        return self.num_before + self.rooms.of[microbatch].after
-
-
-@dataclass(slots=True)
-class WireEnd:
-    """A wire's counters as one of its ranks sees them, and its messages so far.
-
-    Args:
-        arrived, returned: the counters.
-        turn: among the wires of its link.
-        num_messages: so far, of all steps.
-    """
-
-    arrived: Tensor
-    returned: Tensor
-    turn: int
-    num_messages: int = 0
 
 
 @dataclass(frozen=True)
@@ -205,7 +102,7 @@ class PeerCarrier:
         few = {of: r.num_slots for of, r in setup.rooms.items() if r.num_slots > self._num_slots.get(of, 0)}
         if small or few or self._arena is None:
             # Half as much again, so that slowly growing messages do not bring a new arena with every step.
-            self._slot_bytes |= {tag: _lines(n + n // 2) for tag, n in small.items()}
+            self._slot_bytes |= {tag: padded(n + n // 2) for tag, n in small.items()}
             self._num_slots |= few
             self._make_arena()
         for of, slots in self._slots.items():
