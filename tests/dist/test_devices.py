@@ -13,6 +13,7 @@ import torch.distributed as dist
 from hetsched.errors import PlanError
 from hetsched.kernels.put import library
 from hetsched.plan import parse_plan
+from hetsched.runtime import device
 from hetsched.runtime.channels import Channels
 from hetsched.runtime.device import Seat, check_devices, what_is_wrong
 from hetsched.runtime.exchange import Channel, Message, Transfer, Wire
@@ -141,3 +142,12 @@ def test_more_streams_than_queues_are_refused_with_the_rank_that_has_them() -> N
     assert check_queues(links, num_queues=8, of_senders=links) is None
     to_each = [Link((Wire(tag, 0, tag + 1, ""),)) for tag in range(3)]
     assert check_queues(to_each, num_queues=8, of_senders=to_each) is not None
+
+
+def test_links_between_hosts_need_queues_at_both_ends() -> None:
+    """Two links each way: within a host a rank has streams for those on which it sends, between hosts for all four."""
+    plan = replace(make_plan(**COLOCATED), transport="peer")
+    assert device._what_queues_lack(plan, ["a", "a"], num_queues=8) is None
+    said = device._what_queues_lack(plan, ["a", "b"], num_queues=8)
+    assert said is not None and said.startswith("rank 0 has streams of 4 links and 6 other streams, but")
+    assert device._what_queues_lack(replace(plan, transport="nccl"), None, num_queues=8) == said
