@@ -14,6 +14,7 @@ from hetsched.layout.held import Held
 from hetsched.layout.shares import Share
 from hetsched.layout.tokens import Group, spread_zigzag
 from hetsched.runtime.feed import load_held
+from hetsched.runtime.parcel import Parcel
 
 LENGTHS = (7, 3, 12)
 CPU = torch.device("cpu")
@@ -45,8 +46,11 @@ class Numbers:
 def load(
     source: Numbers, *, tokens: object = None, cp: int = 0, dtype: torch.dtype = torch.float64
 ) -> dict[str, Tensor]:
-    batch = Batch.of(source, range(3))
-    return load_held(batch, Held(Share(batch.samples, LENGTHS, 0), tokens), cp=cp, device=CPU, dtype=dtype)  # type: ignore[arg-type]
+    batch, parcel = Batch.of(source, range(3)), Parcel(CPU, dtype)
+    parts = load_held(batch, Held(Share(batch.samples, LENGTHS, 0), tokens), cp=cp)
+    packed = {key: parcel.add(of_key) for key, of_key in parts.items()}
+    parcel.send()
+    return {key: of_key.tensor for key, of_key in packed.items()}
 
 
 def whole(name: str) -> Tensor:
@@ -74,7 +78,7 @@ def test_a_rank_of_context_parallelism_has_its_own_rows() -> None:
 
 def test_nothing_is_loaded_of_an_empty_share() -> None:
     batch = Batch.of(Numbers(), range(3))
-    assert load_held(batch, Held(Share((), (), 0)), cp=0, device=CPU, dtype=torch.float32) == {}
+    assert load_held(batch, Held(Share((), (), 0)), cp=0) == {}
 
 
 def test_features_may_come_in_several_floating_point_types() -> None:
@@ -105,3 +109,28 @@ def test_large_finite_numbers_are_no_fault() -> None:
 def test_what_does_not_fit_names_the_sample(source: Numbers, said: str) -> None:
     with pytest.raises(DataError, match=f"sample 1: {said}"):
         load(source)
+
+
+def test_tensors_of_a_parcel_have_memory_and_changes_of_their_own() -> None:
+    parcel = Parcel(CPU, torch.float64)
+    of_parcel = [
+        parcel.add([(torch.ones(3, 5), None), (torch.full((2, 5), 2.0), torch.tensor([1]))]),
+        parcel.add_integers([1, 2, 3], torch.int32),
+        parcel.add_integers([], torch.int64),
+        parcel.add([(torch.tensor([True, False]), None)]),
+    ]
+    parcel.send()
+    rows, numbers, none, flags = (packed.tensor for packed in of_parcel)
+    assert rows.dtype == torch.float64 and rows.tolist() == [[1.0] * 5] * 3 + [[2.0] * 5]
+    assert numbers.dtype == torch.int32 and numbers.tolist() == [1, 2, 3]
+    assert none.shape == (0,) and none.dtype == torch.int64
+    assert flags.tolist() == [True, False]
+    weight = torch.ones(5, dtype=torch.float64, requires_grad=True)
+    loss = (rows * weight).sum()
+    numbers += 1
+    loss.backward()
+    assert weight.grad is not None and rows.tolist()[3] == [2.0] * 5
+
+
+def test_an_empty_parcel_is_sent() -> None:
+    Parcel(CPU, torch.float32).send()

@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 
 from hetsched.batch import Batch, DataSource, Item, Sample
 from hetsched.errors import DataError
 from hetsched.layout.held import Held
 from hetsched.layout.positions import text_positions
+from hetsched.runtime.parcel import Packed, Parcel, Part
 from hetsched.runtime.stage import ContextShard, StageMeta
 
 
-def load_held(batch: Batch, held: Held, *, cp: int, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The tensors of a share's samples or items, concatenated to ``[num_tokens, ...]``: the rows of one cp rank.
+def load_held(batch: Batch, held: Held, *, cp: int) -> dict[str, list[Part]]:
+    """The tensors of a share's samples or items, to be concatenated to ``[num_tokens, ...]``: the rows of one cp rank.
 
-    A rank loads whole samples, and none of which it has no token. The host does not wait for what the device does.
-
-    Args:
-        batch, held: what, and whose.
-        cp: of this rank.
-        device: where the tensors go.
-        dtype: of those that are floating-point; others keep theirs.
+    A rank loads whole samples, and none of which it has no token.
 
     Raises:
         DataError: a member cannot be loaded, or its tensors contradict its description; names the sample.
@@ -43,49 +38,51 @@ def load_held(batch: Batch, held: Held, *, cp: int, device: torch.device, dtype:
             raise DataError(f"{_name(member, batch)}: {reason}") from error
         loaded.append((tensors, None if len(positions) == length else torch.from_numpy(positions)))
     keys = loaded[0][0] if loaded else ()
-    return {key: _together([(tensors[key], rows) for tensors, rows in loaded], device, dtype) for key in keys}
+    return {key: [(tensors[key], rows) for tensors, rows in loaded] for key in keys}
 
 
-def _together(parts: Sequence[tuple[Tensor, Tensor | None]], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Rows of tensors (all where none are named), one after the other: written once, where the device fetches them."""
-    first, _ = parts[0]
-    counts = [len(tensor) if rows is None else len(rows) for tensor, rows in parts]
-    shape, is_pinned = (sum(counts), *first.shape[1:]), device.type != "cpu"
-    whole = torch.empty(shape, dtype=dtype if first.is_floating_point() else first.dtype, pin_memory=is_pinned)
-    for to, (tensor, rows) in zip(torch.split(whole, counts), parts, strict=True):
-        to.copy_(tensor if rows is None else tensor[rows])
-    return whole.to(device, non_blocking=True)
+@dataclass(frozen=True, slots=True)
+class PackedMeta:
+    """The meta of one call of a stage, but for what enters it, whose tensors are in a parcel.
 
+    Args:
+        held: what the replica holds of the call's microbatches.
+        cp: whose part.
+        cu_seqlens, positions, inputs: as in StageMeta.
+    """
 
-def make_meta(
-    held: Sequence[Held],
-    cp: int,
-    *,
-    microbatch: int,
-    inputs: Mapping[str, Tensor],
-    device: torch.device,
-) -> StageMeta:
-    """The meta of one call of a stage but for what enters it, for what a cp rank holds of its microbatches."""
-    lengths = [length for of in held for length in of.share.lengths]
-    positions, (first, *_) = text_positions(lengths), held
-    shard = None
-    if first.tokens is not None:
-        positions = positions[first.positions(cp)]
-        shard = ContextShard(first.share.cu_seqlens, first.tokens, cp)
-    return StageMeta(
-        microbatch=microbatch,
-        cu_seqlens=integers([0, *accumulate(lengths)], torch.int32, device=device),
-        max_seqlen=max(lengths, default=0),
-        positions=integers(positions, torch.int64, device=device),
-        inputs=inputs,
-        shard=shard,
-    )
+    held: Sequence[Held]
+    cp: int
+    cu_seqlens: Packed
+    positions: Packed
+    inputs: Mapping[str, Packed]
 
+    @classmethod
+    def of(cls, parcel: Parcel, held: Sequence[Held], cp: int, *, inputs: Mapping[str, list[Part]]) -> PackedMeta:
+        """Add its tensors to a parcel."""
+        lengths = [length for of in held for length in of.share.lengths]
+        positions = text_positions(lengths)
+        if held[0].tokens is not None:
+            positions = positions[held[0].positions(cp)]
+        return cls(
+            held,
+            cp,
+            parcel.add_integers([0, *accumulate(lengths)], torch.int32),
+            parcel.add_integers(positions, torch.int64),
+            {key: parcel.add(parts) for key, parts in inputs.items()},
+        )
 
-def integers(values: ArrayLike, dtype: torch.dtype, *, device: torch.device) -> Tensor:
-    """Numbers that the host knows, on ``device``, without making the host wait for what the device does."""
-    numbers = torch.as_tensor(values, dtype=dtype)
-    return numbers if device.type == "cpu" else numbers.pin_memory().to(device, non_blocking=True)
+    def unpacked(self, microbatch: int) -> StageMeta:
+        """The meta, once the parcel was sent."""
+        first = self.held[0]
+        return StageMeta(
+            microbatch=microbatch,
+            cu_seqlens=self.cu_seqlens.tensor,
+            max_seqlen=max((length for of in self.held for length in of.share.lengths), default=0),
+            positions=self.positions.tensor,
+            inputs={key: packed.tensor for key, packed in self.inputs.items()},
+            shard=None if first.tokens is None else ContextShard(first.share.cu_seqlens, first.tokens, self.cp),
+        )
 
 
 def _load(source: DataSource, member: Sample | Item) -> Mapping[str, Tensor]:

@@ -19,7 +19,8 @@ from hetsched.plan import Plan
 from hetsched.runtime.channels import Channels, Key, key_of
 from hetsched.runtime.exchange import Transfer
 from hetsched.runtime.executor import Move
-from hetsched.runtime.feed import integers, load_held, make_meta
+from hetsched.runtime.feed import PackedMeta, load_held
+from hetsched.runtime.parcel import Parcel
 from hetsched.runtime.stage import BoundaryRows, StageMeta
 from hetsched.runtime.step_rooms import StepRooms
 from hetsched.schedule.action import Action, Kind
@@ -52,6 +53,7 @@ class RankStep:
     ) -> None:
         self.divisor, self.rooms = step.divisor, StepRooms() if rooms is None else rooms
         self._plan, self._step, self._rank, self._channels, self._device = plan, step, rank, channels, device
+        self._dtype: torch.dtype = getattr(torch, plan.dtype)
         self._where = {name: grid.coordinates(rank) for name, grid in plan.grids.items() if rank in grid}
         _, self._ranks_of = make_topology(plan)
         self._lane = next(lane for lane, ranks in enumerate(self._ranks_of) if rank in ranks)
@@ -65,18 +67,23 @@ class RankStep:
         Raises:
             DataError: as by hetsched.runtime.feed.load_held.
         """
-        dtype = getattr(torch, self._plan.dtype)
+        parcel = Parcel(self._device, self._dtype)
+        metas: dict[tuple[str, int], PackedMeta] = {}
         for module, at in self._where.items():
             last = self._plan.modules[module].layout.num_stages - 1
             reads = at.pp in {self._plan.pipeline_rank(module, stage) for stage in (0, last)}
             for m in range(self._plan.microbatches):
                 held = self._held(module, m)
-                inputs = load_held(batch, held, cp=at.cp, device=self._device, dtype=dtype) if reads else {}
-                self._metas[module, m] = make_meta([held], at.cp, microbatch=m, inputs=inputs, device=self._device)
-        for key, crossing in self._step.crossings.items():
-            if self._rank in crossing.index:
-                positions = positions_of(*crossing.index[self._rank].T)
-                self._indices[key] = integers(positions, torch.int64, device=self._device)
+                inputs = load_held(batch, held, cp=at.cp) if reads else {}
+                metas[module, m] = PackedMeta.of(parcel, [held], at.cp, inputs=inputs)
+        indices = {
+            key: parcel.add_integers(positions_of(*crossing.index[self._rank].T), torch.int64)
+            for key, crossing in self._step.crossings.items()
+            if self._rank in crossing.index
+        }
+        parcel.send()
+        self._metas = {(module, m): packed.unpacked(m) for (module, m), packed in metas.items()}
+        self._indices = {key: packed.tensor for key, packed in indices.items()}
         self._moves.update(self._over_boundaries())
         self._moves.update(self._between_stages())
 
@@ -117,7 +124,10 @@ class RankStep:
             return replace(first, boundary=boundary)
         inputs = {key: torch.cat([tensor, *(of.inputs[key] for of in others)]) for key, tensor in first.inputs.items()}
         held, cp = [self._held(module, m) for m in microbatches], self._where[module].cp
-        return make_meta(held, cp, microbatch=microbatches[0], inputs=inputs, device=self._device)
+        parcel = Parcel(self._device, self._dtype)
+        packed = PackedMeta.of(parcel, held, cp, inputs={})
+        parcel.send()
+        return replace(packed.unpacked(microbatches[0]), inputs=inputs)
 
     def recomputes(self, module: str, microbatch: int) -> bool:
         return microbatch in self._step.recomputed.get(module, ())
