@@ -54,7 +54,7 @@ gpu-build:
 	$(GPU_PYTHON) setup.py -q build_ext --inplace
 
 gpu-test: gpu-build
-	$(GPU_PYTHON) -m pytest tests/gpu
+	$(GPU_PYTHON) tests/gpu/run_all.py
 
 bench: gpu-build
 	set -e; for script in $(BENCHMARKS); do PYTHONPATH=. $(GPU_PYTHON) $$script; done

@@ -1,0 +1,90 @@
+"""Runs all tests of this folder, in rounds of several files side by side: one after the other they take twice as long.
+
+    python tests/gpu/run_all.py
+
+What measures times runs alone, and what needs one GPU leaves the others to the rest. Prints each file's last line, and
+all that a failing one printed; ends with 1 if any failed.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Run:
+    """One pytest.
+
+    Args:
+        files: of this folder, without ``test_`` and ``.py``.
+        chosen: as for pytest's -k.
+        gpu: the only one that it sees; all of them by default.
+    """
+
+    files: tuple[str, ...]
+    chosen: str = ""
+    gpu: int | None = None
+
+    @property
+    def name(self) -> str:
+        return " ".join(self.files) + (f" -k '{self.chosen}'" if self.chosen else "")
+
+    def start(self, log: Path) -> subprocess.Popen[bytes]:
+        paths = [str(FOLDER / f"test_{name}.py") for name in self.files]
+        command = [sys.executable, "-m", "pytest", "-q", *paths, *(["-k", self.chosen] if self.chosen else [])]
+        environment = dict(os.environ)
+        if self.gpu is not None and torch.cuda.device_count() > self.gpu:
+            environment["CUDA_VISIBLE_DEVICES"] = str(self.gpu)
+        with log.open("wb") as out:
+            return subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
+
+
+ROUNDS = (
+    (
+        Run(("attention",), gpu=0),
+        Run(("rows", "step_faults"), gpu=1),
+        Run(("transports",), chosen="not nccl"),
+        Run(("transports",), chosen="nccl"),
+        Run(("peer", "memcheck")),
+    ),
+    (Run(("timeline",)),),
+    (Run(("context",)), Run(("digits",)), Run(("pack_put",))),
+    (Run(("context_pull",)),),
+)
+
+
+def main() -> int:
+    named = {f"test_{name}" for runs in ROUNDS for run in runs for name in run.files}
+    missing = {path.stem for path in FOLDER.glob("test_*.py")} - named
+    if missing:
+        print(f"run_all.py does not run {', '.join(sorted(missing))}: add them to a round", file=sys.stderr)
+        return 1
+    failed = 0
+    with tempfile.TemporaryDirectory() as folder:
+        for number, runs in enumerate(ROUNDS):
+            began = time.monotonic()
+            logs = [Path(folder, f"{number}-{place}") for place in range(len(runs))]
+            started = [run.start(log) for run, log in zip(runs, logs, strict=True)]
+            for run, process, log in zip(runs, started, logs, strict=True):
+                # 5: nothing was chosen, or all of it skips.
+                is_good, text = process.wait() in (0, 5), log.read_text(errors="replace")
+                failed += not is_good
+                if not is_good:
+                    print(text, flush=True)
+                last, took = (text.splitlines() or [""])[-1], f"{time.monotonic() - began:.0f} s"
+                print(f"{'' if is_good else 'FAILED '}{run.name}, {took}: {last}", flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
