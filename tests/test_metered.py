@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hetsched.runtime.clock import Event, HostClock, OfEvent, Passing
+from hetsched.runtime.clock import Arrival, Event, HostClock, OfEvent
 from hetsched.runtime.exchange import Channel, Message, StepSetup, Transfer
 from hetsched.runtime.metered import MeteredTransport
 from hetsched.runtime.recorder import Recorder
@@ -53,7 +53,7 @@ class OneMessage(OwnMemory):
     def step(self, setup: StepSetup) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def send(self, transfer: Transfer, messages: Mapping[int, Message]) -> Sequence[Passing]:
+    def send(self, transfer: Transfer, messages: Mapping[int, Message]) -> Sequence[Arrival]:
         return [OfEvent(At(time_ns)) for time_ns in self.arrivals_ns]
 
     def receive(self, transfer: Transfer, messages: Mapping[int, Message]) -> NcclReceive:
@@ -66,7 +66,7 @@ class OneMessage(OwnMemory):
 class LookingClock(HostClock):
     """Sees messages arrive, as that of a GPU does."""
 
-    def passing(self, of: Passing) -> int | None:
+    def arrival(self, of: Arrival) -> int | None:
         event = of.seen(None, At(0))
         assert isinstance(event, At)
         self._times.append(event.time_ns)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from hetsched.runtime.clock import Event, EventClock, OfEvent, Passing
+from hetsched.runtime.clock import Arrival, Event, EventClock, OfEvent
 from hetsched.runtime.recorder import Recorder
 from hetsched.schedule.action import parse_action
 
@@ -32,7 +32,7 @@ class TurnedClock:
     def mark_here(self) -> int:
         return self.mark()
 
-    def passing(self, of: Passing) -> int | None:
+    def arrival(self, of: Arrival) -> int | None:
         return self.mark()
 
     def end(self) -> Sequence[int]:
@@ -234,7 +234,7 @@ def test_what_has_an_event_of_its_own_takes_none_of_the_clocks() -> None:
     device = Device()
     clock = device.clock()
     clock.begin()
-    marks = [clock.mark(), clock.passing(OfEvent(FakeEvent(device, clock.began_ns + 7_000_000))), clock.mark()]
+    marks = [clock.mark(), clock.arrival(OfEvent(FakeEvent(device, clock.began_ns + 7_000_000))), clock.mark()]
     assert marks == [0, 1, 2]
     times = clock.end()
     assert times[1] == 7_000_000 and times[0] < times[2] < 1_000_000
@@ -256,7 +256,7 @@ def test_an_arrival_is_seen_beside_the_work() -> None:
     clock.begin()
     began = clock.began_ns
     device.launch(9_000_000)
-    arrivals = [clock.passing(Message(began + 4_000_000)), clock.passing(OfEvent(FakeEvent(device, began + 3_000_000)))]
+    arrivals = [clock.arrival(Message(began + 4_000_000)), clock.arrival(OfEvent(FakeEvent(device, began + 3_000_000)))]
     done = clock.mark()
     times = clock.end()
     assert [times[arrival] for arrival in arrivals if arrival is not None] == [4_000_000, 3_000_000]

@@ -29,11 +29,11 @@ class Event(Protocol):
         """Milliseconds to a later event."""
 
 
-class Passing(Protocol):
-    """What may not have happened yet."""
+class Arrival(Protocol):
+    """The arrival of messages, past or to come."""
 
     def seen(self, aside: Any, spare: Event) -> Event:
-        """An event of when it happens: one that there is, or a spare one on a stream that is made to wait for it."""
+        """An event of when it is: one that there is, or the spare one on a stream that is made to wait for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class OfWorks:
     works: Sequence[Any]
 
     def seen(self, aside: Any, spare: Event) -> Event:
-        """As in Passing."""
+        """As in Arrival."""
         here = torch.cuda.current_stream()
         torch.cuda.set_stream(aside)
         try:
@@ -62,7 +62,7 @@ class OfEvent:
     event: Event
 
     def seen(self, aside: Any, spare: Event) -> Event:
-        """As in Passing."""
+        """As in Arrival."""
         return self.event
 
 
@@ -86,8 +86,8 @@ class Clock(Protocol):
     def mark_here(self) -> int:
         """The same of the current stream, where that is another one."""
 
-    def passing(self, of: Passing) -> int | None:
-        """The moment at which something happens that is not of these streams; None if nobody sees it."""
+    def arrival(self, of: Arrival) -> int | None:
+        """The moment at which messages arrive; None if nobody sees it but who waits for them."""
 
     def end(self) -> Sequence[int]:
         """Nanoseconds from the beginning of the step to each moment; waits until the last has passed."""
@@ -114,7 +114,7 @@ class HostClock:
         """As in Clock."""
         return self.mark()
 
-    def passing(self, of: Passing) -> int | None:
+    def arrival(self, of: Arrival) -> int | None:
         """As in Clock: a message of gloo's is seen by whom waits for it."""
         return None
 
@@ -128,8 +128,8 @@ class EventClock:
 
     The device's clock is held against the host's before the step and after it, where nothing is left to do; between
     the two a moment costs the host a few microseconds, most of which are CUDA's: the stream on which actions run is
-    asked for once a step. What has no event of its own is seen by a stream that waits for nothing else, in the order
-    in which it is asked for: what overtakes something that was asked for before seems to happen with it.
+    asked for once a step. An arrival that has no event of its own is seen by a stream that waits for nothing else, in
+    the order in which it is asked for: what overtakes a message that was asked for before seems to arrive with it.
 
     Args:
         make_event: makes an event.
@@ -176,7 +176,7 @@ class EventClock:
         """As in Clock."""
         return self._mark(self._current())
 
-    def passing(self, of: Passing) -> int | None:
+    def arrival(self, of: Arrival) -> int | None:
         """As in Clock."""
         spare = self._spare()
         event = of.seen(self._aside, spare)

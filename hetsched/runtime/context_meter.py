@@ -72,7 +72,7 @@ class _Passage:
         self._waits.append(wait)
 
     def arrives_with(self, works: Sequence[dist.Work]) -> None:
-        self._arrived = self._recorder.passing(OfWorks(works))
+        self._arrived = self._recorder.arrival(OfWorks(works))
 
     def arrived(self) -> None:
         self._arrived = self._recorder.mark_here()

@@ -17,7 +17,7 @@ import torch
 from hetsched.layout.rank_share import Piece, RankShare, Runs
 from hetsched.lower.rooms import Rooms
 from hetsched.runtime.arriving import Arriving, Placed, Receive, Summed, copy_all
-from hetsched.runtime.clock import Passing
+from hetsched.runtime.clock import Arrival
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,10 +124,10 @@ class Transport(Protocol):
     def lends(self, rows: torch.Tensor) -> bool:
         """Whether these rows lie in memory that is lent."""
 
-    def send(self, transfer: Transfer, messages: Mapping[int, Message]) -> Sequence[Passing]:
+    def send(self, transfer: Transfer, messages: Mapping[int, Message]) -> Sequence[Arrival]:
         """Start sending, by destination; rows must not change until ``flush``.
 
-        Returns what passes when the messages have arrived; nothing where nobody sees it.
+        Returns when the messages arrive, for who measures it; nothing where nobody sees it.
         """
 
     def receive(self, transfer: Transfer, messages: Mapping[int, Message]) -> Receive:

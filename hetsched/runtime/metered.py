@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from hetsched.runtime.arriving import Receive
-from hetsched.runtime.clock import Passing
+from hetsched.runtime.clock import Arrival
 from hetsched.runtime.exchange import Message, StepSetup, Transfer, Transport
 from hetsched.runtime.recorder import Recorder, Wait
 from hetsched.runtime.transport.memory import MemoryOfAnother
@@ -98,7 +98,7 @@ class MeteredTransport(MemoryOfAnother):
         with self._transport.step(setup):
             yield
 
-    def send(self, transfer: Transfer, messages: Mapping[int, Message]) -> Sequence[Passing]:
+    def send(self, transfer: Transfer, messages: Mapping[int, Message]) -> Sequence[Arrival]:
         """As in Transport."""
         on_their_way = self._transport.send(transfer, messages)
         if not transfer.channel.is_signal:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from hetsched.runtime.clock import Clock, HostClock, Passing
+from hetsched.runtime.clock import Arrival, Clock, HostClock
 from hetsched.schedule.action import Action
 
 
@@ -159,16 +159,16 @@ class Recorder:
         """A moment of the current stream; see Clock."""
         return self._clock.mark_here()
 
-    def passing(self, of: Passing) -> int | None:
-        """The moment at which something happens, if anybody sees it; see Clock."""
-        return self._clock.passing(of)
+    def arrival(self, of: Arrival) -> int | None:
+        """The moment at which messages arrive, if anybody sees it; see Clock."""
+        return self._clock.arrival(of)
 
-    def sent(self, messages: Sequence[Passing]) -> tuple[int, list[int]]:
+    def sent(self, messages: Sequence[Arrival]) -> tuple[int, list[int]]:
         """The moment at which rows were there that the running action sends, and those at which its messages arrive.
 
         The latter are empty if nobody sees them; the action's record keeps them.
         """
-        arrived = [moment for of in messages if (moment := self._clock.passing(of)) is not None]
+        arrived = [moment for of in messages if (moment := self._clock.arrival(of)) is not None]
         if self._running is None:
             return self._clock.mark(), arrived
         self._running.arrived += arrived

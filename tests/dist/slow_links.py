@@ -21,7 +21,7 @@ from hetsched.layout.tokens import tokens_of
 from hetsched.models.multimodal import builders
 from hetsched.parallel import ring
 from hetsched.plan import Plan
-from hetsched.runtime.clock import Passing
+from hetsched.runtime.clock import Arrival
 from hetsched.runtime.context_meter import ContextMeter, Passed
 from hetsched.runtime.engine import Engine
 from hetsched.runtime.exchange import Message, Transfer
@@ -43,7 +43,7 @@ class SlowLinks(GlooTransport):
         self._delay_s, self._lock = delay_s, threading.Lock()
         self._leaving: list[threading.Timer] = []
 
-    def send(self, transfer: Transfer, messages: Mapping[int, Message]) -> Sequence[Passing]:
+    def send(self, transfer: Transfer, messages: Mapping[int, Message]) -> Sequence[Arrival]:
         timer = threading.Timer(self._delay_s, self._leave, (transfer, messages))
         timer.start()
         self._leaving.append(timer)

@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from hetsched.errors import JobError
 from hetsched.runtime.arriving import Receive
-from hetsched.runtime.clock import Passing
+from hetsched.runtime.clock import Arrival
 from hetsched.runtime.exchange import Message, StepSetup, Transfer, Transport
 from hetsched.runtime.transport.gloo import GlooTransport
 from hetsched.runtime.transport.memory import MemoryOfAnother
@@ -47,7 +47,7 @@ class CheckedTransport(MemoryOfAnother):
         self._digest = setup.digest
         return self._transport.step(setup)
 
-    def send(self, transfer: Transfer, messages: Mapping[int, Message]) -> Sequence[Passing]:
+    def send(self, transfer: Transfer, messages: Mapping[int, Message]) -> Sequence[Arrival]:
         """Announce the rows and start sending them, by destination."""
         headers = {peer: self.header(transfer, message)[None] for peer, message in messages.items()}
         self._gloo.send(_announced(transfer), {peer: Message(header, ((0, 1),)) for peer, header in headers.items()})

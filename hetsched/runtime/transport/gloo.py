@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from hetsched.errors import JobError
-from hetsched.runtime.clock import Passing
+from hetsched.runtime.clock import Arrival
 from hetsched.runtime.exchange import Message, StepSetup, Transfer
 from hetsched.runtime.transport.memory import OwnMemory
 
@@ -42,7 +42,7 @@ class GlooTransport(OwnMemory):
         """As in Transport."""
         return nullcontext()
 
-    def send(self, transfer: Transfer, messages: Mapping[int, Message]) -> Sequence[Passing]:
+    def send(self, transfer: Transfer, messages: Mapping[int, Message]) -> Sequence[Arrival]:
         """As in Transport; whoever waits for a message sees it arrive, and nobody else."""
         self._sent = [sent for sent in self._sent if not sent.work.is_completed()]
         for peer, message in messages.items():

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from hetsched.runtime.clock import OfWorks, Passing
+from hetsched.runtime.clock import Arrival, OfWorks
 from hetsched.runtime.exchange import Message, StepSetup, Transfer
 from hetsched.runtime.transport.links import Link
 from hetsched.runtime.transport.memory import OwnMemory
@@ -91,7 +91,7 @@ class NcclWork:
         self.work.wait()
 
     @property
-    def passing(self) -> Passing:
+    def arrival(self) -> Arrival:
         """As in Sending: a send ends with its receive."""
         return OfWorks([self.work])
 

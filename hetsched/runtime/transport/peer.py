@@ -26,7 +26,7 @@ from torch import Tensor
 from hetsched.kernels.put import library
 from hetsched.kernels.put.message import Destination, put_message
 from hetsched.lower.rooms import Rooms
-from hetsched.runtime.clock import OfEvent, Passing
+from hetsched.runtime.clock import Arrival, OfEvent
 from hetsched.runtime.exchange import Message, StepSetup, Transfer, Wire
 from hetsched.runtime.transport.arena import Inbox, Slots, WireEnd, padded, place
 from hetsched.runtime.transport.links import Link
@@ -211,7 +211,7 @@ class PeerSend:
         return bool(self._done.query())  # type: ignore[no-untyped-call]
 
     @property
-    def passing(self) -> Passing:
+    def arrival(self) -> Arrival:
         """As in Sending: rows that were put have arrived."""
         return OfEvent(self._done)
 

@@ -9,7 +9,7 @@ from datetime import timedelta
 import torch
 
 from hetsched.runtime.arriving import Receive
-from hetsched.runtime.clock import Passing
+from hetsched.runtime.clock import Arrival
 from hetsched.runtime.exchange import Message, StepSetup, Transfer
 from hetsched.runtime.transport.gloo import GlooTransport
 from hetsched.runtime.transport.memory import OwnMemory
@@ -29,7 +29,7 @@ class StagedTransport(OwnMemory):
         """As in Transport."""
         return self._gloo.step(setup)
 
-    def send(self, transfer: Transfer, messages: Mapping[int, Message]) -> Sequence[Passing]:
+    def send(self, transfer: Transfer, messages: Mapping[int, Message]) -> Sequence[Arrival]:
         """Copy rows to the host and start sending them, by destination; as gloo's, nobody sees them arrive."""
         for peer, message in messages.items():
             self._gloo.send(transfer, {peer: Message(message.packed().cpu(), ((0, message.num_rows),))})

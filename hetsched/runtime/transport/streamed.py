@@ -42,7 +42,7 @@ import torch.distributed as dist
 
 from hetsched.errors import JobError
 from hetsched.runtime.arriving import Receive
-from hetsched.runtime.clock import Passing
+from hetsched.runtime.clock import Arrival
 from hetsched.runtime.exchange import Channel, Message, StepSetup, Transfer
 from hetsched.runtime.transport.links import Link
 from hetsched.runtime.transport.staged import StagedTransport
@@ -102,8 +102,8 @@ class Sending(Posted, Protocol):
     """Messages that are sent."""
 
     @property
-    def passing(self) -> Passing:
-        """What passes when they have arrived."""
+    def arrival(self) -> Arrival:
+        """When they have arrived."""
 
 
 class Receiving(Posted, Protocol):
@@ -211,17 +211,17 @@ class StreamedTransport:
         """As in Transport."""
         return self._carrier.lends(rows)
 
-    def send(self, transfer: Transfer, messages: Mapping[int, Message]) -> Sequence[Passing]:
+    def send(self, transfer: Transfer, messages: Mapping[int, Message]) -> Sequence[Arrival]:
         """As in Transport."""
         self._watchdog.progress()
         if self.is_staged:
             return self._staged.send(transfer, messages)
-        passing = []
+        arrivals = []
         for link, part in self._by_link(transfer, messages, is_receive=False):
             work = self._carrier.send(link, transfer, part)
             self._post(link, work, part, transfer)
-            passing.append(work.passing)
-        return passing
+            arrivals.append(work.arrival)
+        return arrivals
 
     def receive(self, transfer: Transfer, messages: Mapping[int, Message]) -> Receive:
         """Start receiving rows to their places, by source; ``wait`` makes the current stream wait for them."""
