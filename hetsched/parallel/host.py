@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
+_NAMESPACES = ("/proc/self/ns/pid", "/proc/self/ns/mnt")
 
 
 def this_host() -> str:
-    """Equal on two ranks whose processes can share memory: the host's name, and what tells it from others so named."""
+    """Equal on two ranks whose processes can share memory: on one host, and in one container of it."""
     boot = _BOOT.read_text(encoding="ascii").strip() if _BOOT.exists() else ""
-    return f"{socket.gethostname()} {boot}"
+    spaces = [os.readlink(path) for path in _NAMESPACES if os.path.islink(path)]
+    return " ".join([socket.gethostname(), boot, *spaces])

@@ -22,7 +22,6 @@ from __future__ import annotations
 import functools
 import logging
 from dataclasses import replace
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -33,6 +32,7 @@ from hetsched.kernels.attention.attend import row_delta
 from hetsched.kernels.attention.backends import choose
 from hetsched.kernels.put import library
 from hetsched.layout import pulls
+from hetsched.parallel import symmetric
 from hetsched.parallel.context_task import ContextTask
 from hetsched.parallel.host import this_host
 from hetsched.parallel.station import Pull, Station
@@ -148,10 +148,17 @@ def _station(group: dist.ProcessGroup) -> Station:
 
 
 @functools.cache
-def _num_hosts(group: dist.ProcessGroup) -> int:
-    names: list[Any] = [None] * group.size()
-    dist.all_gather_object(names, this_host(), group=group)
-    return len(set(names))
+def _why_not_share(group: dist.ProcessGroup) -> str | None:
+    """Why the ranks of a group cannot share memory; the first look communicates, and reserves it if they can."""
+    ranks = dist.get_process_group_ranks(group)
+    every: list[tuple[str, bool]] = [("", False)] * group.size()
+    dist.all_gather_object(every, (this_host(), symmetric.is_reserved_for_others(ranks)), group=group)
+    if len({host for host, _ in every}) > 1:
+        return "the group's ranks are on several hosts"
+    if any(is_reserved for _, is_reserved in every):
+        return "some of the group's ranks share memory with others besides, which torch cannot do"
+    symmetric.reserve(ranks)
+    return None
 
 
 def _why_not(group: dist.ProcessGroup, like: Tensor) -> str | None:
@@ -161,9 +168,7 @@ def _why_not(group: dist.ProcessGroup, like: Tensor) -> str | None:
     reason = library.missing()
     if reason is not None:
         return reason
-    if _num_hosts(group) > 1:
-        return "the group's ranks are on several hosts"
-    return None
+    return _why_not_share(group)
 
 
 @functools.cache

@@ -71,6 +71,7 @@ class Host:
                 "dist.all_reduce": lambda tensor: self.meeting.wait(),
                 "dist.group": SimpleNamespace(WORLD=self.world),
                 "symmetric_memory": self,
+                "symmetric": SimpleNamespace(is_reserved_for_others=lambda ranks: False, reserve=lambda ranks: None),
                 "put_message": put,
                 "library.pack_and_put": lambda *args: None,
                 "library.wait_for_counts": await_counts,

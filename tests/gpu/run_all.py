@@ -44,7 +44,8 @@ class Run:
         command = [sys.executable, "-m", "pytest", "-q", *paths, *(["-k", self.chosen] if self.chosen else [])]
         environment = dict(os.environ)
         if self.gpu is not None and torch.cuda.device_count() > self.gpu:
-            environment["CUDA_VISIBLE_DEVICES"] = str(self.gpu)
+            seen = environment.get("CUDA_VISIBLE_DEVICES")
+            environment["CUDA_VISIBLE_DEVICES"] = seen.split(",")[self.gpu] if seen else str(self.gpu)
         with log.open("wb") as out:
             return subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
 

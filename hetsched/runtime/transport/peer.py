@@ -23,9 +23,11 @@ import torch.distributed as dist
 import torch.distributed._symmetric_memory as symmetric_memory
 from torch import Tensor
 
+from hetsched.errors import JobError
 from hetsched.kernels.put import library
 from hetsched.kernels.put.message import Destination, put_message
 from hetsched.lower.rooms import Rooms
+from hetsched.parallel import symmetric
 from hetsched.runtime.clock import Arrival, OfEvent
 from hetsched.runtime.exchange import Message, StepSetup, Transfer, Wire
 from hetsched.runtime.transport.arena import Inbox, Slots, WireEnd, padded, place
@@ -60,6 +62,22 @@ class Neighbors:
         return cls(ranks, dist.group.WORLD if is_all else dist.new_group(list(ranks), backend="gloo"))
 
 
+def _reserve(neighbors: Neighbors) -> None:
+    """Raises JobError, on every rank of the job: a rank shares memory with others already."""
+    if len(neighbors.ranks) == 1:
+        taken = torch.zeros(1, dtype=torch.int32)
+    else:
+        taken = torch.tensor([symmetric.is_reserved_for_others(neighbors.ranks)], dtype=torch.int32)
+    dist.all_reduce(taken)
+    if taken.item():
+        raise JobError(
+            'transport = "peer": context attention of an earlier engine shares memory within smaller groups, and torch '
+            'lets a process share it with one set of ranks only; start new processes, or write transport = "nccl"'
+        )
+    if len(neighbors.ranks) > 1:
+        symmetric.reserve(neighbors.ranks)
+
+
 class PeerCarrier:
     """One arena a process, one stream for each link that it sends on; see Carrier.
 
@@ -67,11 +85,15 @@ class PeerCarrier:
         links: of the job; the ranks of each are on one host.
         device: this rank's GPU.
         neighbors: the ranks of this host; by default all of the job.
+
+    Raises:
+        JobError: see ``_reserve``.
     """
 
     def __init__(self, links: Sequence[Link], *, device: torch.device, neighbors: Neighbors | None = None) -> None:
         self._rank, self._device = dist.get_rank(), device
         self._neighbors = Neighbors.of(range(dist.get_world_size())) if neighbors is None else neighbors
+        _reserve(self._neighbors)
         self._turns = {wire: turn_of(wire, link) for link in links for wire in link.wires}
         self._wires = list(self._turns)
         mine = [link for link in links if any(wire.source == self._rank for wire in link.wires)]
