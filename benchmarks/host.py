@@ -3,7 +3,8 @@
     PYTHONPATH=. python benchmarks/host.py --transports nccl peer
 
 The colocated plan of benchmarks/train.py with a model of no size, so that no full queue holds the host. Times are the
-means of rank 0, by kind of action (a ``*`` stands behind those of the boundary), and the median of the steps' means.
+median over steps of what their reports say (the mean of the slower rank; nothing on CPUs, whose hosts do the work), and
+the means of rank 0 by kind of action, where a ``*`` stands behind those of the boundary.
 """
 
 from __future__ import annotations
@@ -38,12 +39,11 @@ def work(transport: str, args: argparse.Namespace) -> None:
     of_kind: dict[str, list[float]] = defaultdict(list)
     of_step = []
     for step in range(args.warmup + args.steps):
-        engine.step(Batch.of(source, range(plan.microbatches * step, plan.microbatches * (step + 1))))
+        report = engine.step(Batch.of(source, range(plan.microbatches * step, plan.microbatches * (step + 1))))
         if step >= args.warmup:
-            times = [(name_of(of), (of.host_ns - of.stage_host_ns) / 1e3) for of in engine.recorder.records]
-            of_step.append(float(np.mean([time for _, time in times])))
-            for name, time in times:
-                of_kind[name].append(time)
+            of_step.append(report.runtime_us_per_action or 0.0)
+            for record in engine.recorder.records:
+                of_kind[name_of(record)].append((record.host_ns - record.stage_host_ns) / 1e3)
     if dist.get_rank() == 0:
         means = {name: round(float(np.mean(times)), 1) for name, times in of_kind.items()}
         line = {

@@ -132,5 +132,8 @@ def test_tensors_of_a_parcel_have_memory_and_changes_of_their_own() -> None:
     assert weight.grad is not None and rows.tolist()[3] == [2.0] * 5
 
 
-def test_an_empty_parcel_is_sent() -> None:
-    Parcel(CPU, torch.float32).send()
+def test_a_parcel_may_have_no_bytes() -> None:
+    parcel = Parcel(CPU, torch.float32)
+    none = parcel.add_integers([], torch.int32)
+    parcel.send()
+    assert none.tensor.shape == (0,) and none.tensor.dtype == torch.int32

@@ -109,11 +109,8 @@ class StepSetup:
     digest: int = 0
 
 
-class Transport(Protocol):
-    """What an exchange needs: messages of one channel and pair of ranks arrive in the order they were sent."""
-
-    def step(self, setup: StepSetup) -> AbstractContextManager[None]:
-        """What a step runs in; every rank enters it with an equal setup."""
+class Lender(Protocol):
+    """Who may have memory that senders put rows into."""
 
     def room(self, transfer: Transfer, num_rows: int) -> torch.Tensor | None:
         """Memory ``[num_rows, hidden]`` that senders put rows into, lent until ``give_back``; None if it has none."""
@@ -123,6 +120,13 @@ class Transport(Protocol):
 
     def lends(self, rows: torch.Tensor) -> bool:
         """Whether these rows lie in memory that is lent."""
+
+
+class Transport(Lender, Protocol):
+    """What an exchange needs: messages of one channel and pair of ranks arrive in the order they were sent."""
+
+    def step(self, setup: StepSetup) -> AbstractContextManager[None]:
+        """What a step runs in; every rank enters it with an equal setup."""
 
     def send(self, transfer: Transfer, messages: Mapping[int, Message]) -> Sequence[Arrival]:
         """Start sending, by destination; rows must not change until ``flush``.

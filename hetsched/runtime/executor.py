@@ -124,6 +124,7 @@ class Executor:
     ) -> None:
         self._stages, self._exchange, self._recorder = stages, exchange, recorder
         self._reduce = reduce
+        # Walked once: in a step a walk would hold the host for 100 us and more.
         self._parameters = {key: list(stage.parameters()) for key, stage in stages.items()}
         self._deferred = {key: WeightGradients(stage) for key, stage in stages.items() if key[0] in deferring}
         self._do = {

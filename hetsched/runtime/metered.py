@@ -87,7 +87,7 @@ class MeteredTransport(MemoryOfAnother):
 
     def __init__(self, transport: Transport, recorder: Recorder) -> None:
         super().__init__(transport)
-        self._recorder = recorder
+        self._transport, self._recorder = transport, recorder
         self._sent: list[_Posted] = []
         self._received: list[_Awaited] = []
 

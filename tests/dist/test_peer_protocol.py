@@ -173,15 +173,24 @@ class Ranks:
         self._on_threads(start)
 
     def _on_threads(self, do: Any) -> None:
+        errors: list[Exception] = []
+
         def run(rank: int) -> None:
             self.host.of_thread.rank = rank
-            do(rank)
+            try:
+                do(rank)
+            except Exception as error:
+                # The others may be waiting for this rank.
+                errors.append(error)
+                self.host.meeting.abort()
 
         threads = [threading.Thread(target=run, args=(rank,)) for rank in range(self.num_ranks)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
+        if errors:
+            raise errors[0]
 
     def _prepare(self, rank: int, rooms: dict[Inbox, Rooms]) -> None:
         largest = {c.tag: MAX_ROWS * c.row_bytes for c in CHANNELS}

@@ -10,12 +10,13 @@ import torch.distributed as dist
 
 from hetsched.runtime.exchange import Message, StepSetup, Transfer
 from hetsched.runtime.transport.links import Link, is_within_host
+from hetsched.runtime.transport.memory import MemoryOfAnother
 from hetsched.runtime.transport.nccl import NcclCarrier
 from hetsched.runtime.transport.peer import Neighbors, PeerCarrier
 from hetsched.runtime.transport.streamed import Receiving, Sending
 
 
-class ByHostCarrier:
+class ByHostCarrier(MemoryOfAnother):
     """Peer memory on links within a host and NCCL on those between hosts; see Carrier.
 
     What comes from ranks of both kinds shares a room: NCCL also receives where the rows are read. It may, because a
@@ -35,23 +36,12 @@ class ByHostCarrier:
         self._is_near = {link: is_within_host(link.wires[0], hosts) for link in links}
         near, far = ([link for link in links if self._is_near[link] == side] for side in (True, False))
         self._near = PeerCarrier(near, device=device, neighbors=_neighbors(hosts))
+        super().__init__(self._near)
         self._far = NcclCarrier(far, timeout=timeout)
 
     def prepare(self, setup: StepSetup) -> None:
         """As in Carrier."""
         self._near.prepare(setup)
-
-    def room(self, transfer: Transfer, num_rows: int) -> torch.Tensor | None:
-        """As in Transport: a room if any row may come from this host."""
-        return self._near.room(transfer, num_rows)
-
-    def give_back(self, transfer: Transfer) -> None:
-        """As in Transport."""
-        self._near.give_back(transfer)
-
-    def lends(self, rows: torch.Tensor) -> bool:
-        """As in Transport."""
-        return self._near.lends(rows)
 
     def send(self, link: Link, transfer: Transfer, messages: Mapping[int, Message]) -> Sending:
         """As in Carrier."""

@@ -38,6 +38,7 @@ class CheckedTransport(MemoryOfAnother):
 
     def __init__(self, transport: Transport, *, timeout: timedelta) -> None:
         super().__init__(transport)
+        self._transport = transport
         self._gloo = GlooTransport(timeout=timeout)
         self._pending: dict[int, deque[CheckedReceive]] = {}
         self._digest = 0

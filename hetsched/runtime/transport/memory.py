@@ -1,45 +1,45 @@
-"""In whose memory rows arrive: what transports say of it that have none of their own to lend."""
+"""In whose memory rows arrive: what transports and carriers say of it that have none of their own to lend."""
 
 from __future__ import annotations
 
 import torch
 
-from hetsched.runtime.exchange import Transfer, Transport
+from hetsched.runtime.exchange import Lender, Transfer
 
 
 class OwnMemory:
-    """The part of a Transport that lends no memory: rows arrive in the exchange's."""
+    """A Lender that lends none: rows arrive in the exchange's memory."""
 
     def room(self, transfer: Transfer, num_rows: int) -> torch.Tensor | None:
-        """As in Transport."""
+        """As in Lender."""
         return None
 
     def give_back(self, transfer: Transfer) -> None:
-        """As in Transport."""
+        """As in Lender."""
 
     def lends(self, rows: torch.Tensor) -> bool:
-        """As in Transport."""
+        """As in Lender."""
         return False
 
 
 class MemoryOfAnother:
-    """The part of a Transport around another one that leaves memory to that.
+    """A Lender that leaves it to another.
 
     Args:
-        transport: the other one.
+        lender: the other one.
     """
 
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
+    def __init__(self, lender: Lender) -> None:
+        self._lender = lender
 
     def room(self, transfer: Transfer, num_rows: int) -> torch.Tensor | None:
-        """As in Transport."""
-        return self._transport.room(transfer, num_rows)
+        """As in Lender."""
+        return self._lender.room(transfer, num_rows)
 
     def give_back(self, transfer: Transfer) -> None:
-        """As in Transport."""
-        self._transport.give_back(transfer)
+        """As in Lender."""
+        self._lender.give_back(transfer)
 
     def lends(self, rows: torch.Tensor) -> bool:
-        """As in Transport."""
-        return self._transport.lends(rows)
+        """As in Lender."""
+        return self._lender.lends(rows)

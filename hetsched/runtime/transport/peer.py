@@ -64,17 +64,15 @@ class Neighbors:
 
 def _reserve(neighbors: Neighbors) -> None:
     """Raises JobError, on every rank of the job: a rank shares memory with others already."""
-    if len(neighbors.ranks) == 1:
-        taken = torch.zeros(1, dtype=torch.int32)
-    else:
-        taken = torch.tensor([symmetric.is_reserved_for_others(neighbors.ranks)], dtype=torch.int32)
+    has_others = len(neighbors.ranks) > 1
+    taken = torch.tensor([has_others and symmetric.is_reserved_for_others(neighbors.ranks)], dtype=torch.int32)
     dist.all_reduce(taken)
     if taken.item():
         raise JobError(
             'transport = "peer": context attention of an earlier engine shares memory within smaller groups, and torch '
             'lets a process share it with one set of ranks only; start new processes, or write transport = "nccl"'
         )
-    if len(neighbors.ranks) > 1:
+    if has_others:
         symmetric.reserve(neighbors.ranks)
 
 
@@ -165,7 +163,7 @@ class PeerCarrier:
         dist.all_reduce(torch.zeros(1))
 
     def room(self, transfer: Transfer, num_rows: int) -> Tensor | None:
-        """As in Transport: a microbatch's rows in this rank's inbox; None where nobody of this host sends any."""
+        """As in Lender: a microbatch's rows in this rank's inbox; None where nobody of this host sends any."""
         slots = self._slots.get((transfer.channel.tag, self._rank))
         if slots is None:
             return None
@@ -175,7 +173,7 @@ class PeerCarrier:
         return rows[:num_rows].data
 
     def give_back(self, transfer: Transfer) -> None:
-        """As in Transport; the current stream counts it at every source, if anybody waits for it."""
+        """As in Lender; the current stream counts it at every source, if anybody waits for it."""
         tag = transfer.channel.tag
         slots = self._slots.get((tag, self._rank))
         if slots is None:
@@ -186,7 +184,7 @@ class PeerCarrier:
                 library.stream_write_value(self._ends[tag, source, self._rank].returned, slots.num_before + count)
 
     def lends(self, rows: Tensor) -> bool:
-        """As in Transport."""
+        """As in Lender."""
         return self._arena is not None and 0 <= rows.data_ptr() - self._arena.data_ptr() < self._arena.nbytes
 
     def send(self, link: Link, transfer: Transfer, messages: Mapping[int, Message]) -> PeerSend:

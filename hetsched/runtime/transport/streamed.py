@@ -43,7 +43,7 @@ import torch.distributed as dist
 from hetsched.errors import JobError
 from hetsched.runtime.arriving import Receive
 from hetsched.runtime.clock import Arrival
-from hetsched.runtime.exchange import Channel, Message, StepSetup, Transfer
+from hetsched.runtime.exchange import Channel, Lender, Message, StepSetup, Transfer
 from hetsched.runtime.transport.links import Link
 from hetsched.runtime.transport.staged import StagedTransport
 from hetsched.runtime.watchdog import Watchdog
@@ -113,18 +113,11 @@ class Receiving(Posted, Protocol):
         """Make the current stream wait for them, and put rows that came in their places."""
 
 
-class Carrier(Protocol):
+class Carrier(Lender, Protocol):
     """How messages of a link move; making one is collective."""
 
     def prepare(self, setup: StepSetup) -> None:
         """Make memory for a step's messages; collective, while none is on its way."""
-
-    def room(self, transfer: Transfer, num_rows: int) -> torch.Tensor | None:
-        """As in Transport, as the next two."""
-
-    def give_back(self, transfer: Transfer) -> None: ...
-
-    def lends(self, rows: torch.Tensor) -> bool: ...
 
     def send(self, link: Link, transfer: Transfer, messages: Mapping[int, Message]) -> Sending: ...
 
@@ -199,16 +192,16 @@ class StreamedTransport:
             yield
 
     def room(self, transfer: Transfer, num_rows: int) -> torch.Tensor | None:
-        """As in Transport."""
+        """As in Lender."""
         return None if self.is_staged else self._carrier.room(transfer, num_rows)
 
     def give_back(self, transfer: Transfer) -> None:
-        """As in Transport."""
+        """As in Lender."""
         if not self.is_staged:
             self._carrier.give_back(transfer)
 
     def lends(self, rows: torch.Tensor) -> bool:
-        """As in Transport."""
+        """As in Lender."""
         return self._carrier.lends(rows)
 
     def send(self, transfer: Transfer, messages: Mapping[int, Message]) -> Sequence[Arrival]:
