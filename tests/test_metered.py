@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from hetsched.runtime.clock import Arrival, Event, HostClock, OfEvent
+from hetsched.runtime.clock import HostClock
+from hetsched.runtime.events import Arrival, Event, EventPool, OfEvent
 from hetsched.runtime.exchange import Channel, Message, StepSetup, Transfer
 from hetsched.runtime.metered import MeteredTransport
 from hetsched.runtime.recorder import Recorder
@@ -27,7 +28,10 @@ class At:
 
     time_ns: int
 
-    def record(self, stream: object) -> None: ...
+    def record(self, stream: object = None) -> None: ...
+
+    def query(self) -> bool:
+        return True
 
     def synchronize(self) -> None: ...
 
@@ -67,7 +71,7 @@ class LookingClock(HostClock):
     """Sees messages arrive, as that of a GPU does."""
 
     def arrival(self, of: Arrival) -> int | None:
-        event = of.seen(None, At(0))
+        event = of.seen(None, EventPool(lambda: At(0)))
         assert isinstance(event, At)
         self._times.append(event.time_ns)
         return len(self._times) - 1

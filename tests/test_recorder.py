@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from hetsched.runtime.clock import Arrival, Event, EventClock, OfEvent
+from hetsched.runtime.clock import EventClock
+from hetsched.runtime.events import Arrival, Event, EventPool, OfEvent
 from hetsched.runtime.recorder import Recorder
 from hetsched.schedule.action import parse_action
 
@@ -28,6 +29,9 @@ class TurnedClock:
     def mark(self) -> int:
         self.times.append(self.now)
         return len(self.times) - 1
+
+    def mark_posted(self, last: int) -> int:
+        return self.mark()
 
     def mark_here(self) -> int:
         return self.mark()
@@ -172,9 +176,13 @@ class FakeEvent:
     device: Device
     at_ns: int = 0
 
-    def record(self, stream: Stream) -> None:
+    def record(self, stream: Stream | None = None) -> None:
+        assert stream is not None, "moments are of streams"
         self.device.host_ns += 100
         self.at_ns = max(self.device.host_ns, stream.free_ns)
+
+    def query(self) -> bool:
+        return self.at_ns <= self.device.host_ns
 
     def synchronize(self) -> None:
         self.device.num_waits += 1
@@ -190,10 +198,11 @@ class Message:
 
     at_ns: int
 
-    def seen(self, aside: Stream, spare: Event) -> Event:
+    def seen(self, aside: Stream, events: EventPool) -> Event:
         aside.free_ns = max(aside.free_ns, self.at_ns)
-        spare.record(aside)
-        return spare
+        event = events.take()
+        event.record(aside)
+        return event
 
 
 def test_events_give_the_times_of_the_device_on_the_clock_of_the_host() -> None:
@@ -228,6 +237,47 @@ def test_within_a_step_the_host_waits_for_no_event_and_later_steps_make_none_but
         made.append(device.num_events - before)
         clock.end()
     assert made == [50, 0, 0]
+
+
+def test_what_is_posted_is_done_on_a_gpu_when_what_was_before_it_is_and_takes_no_event() -> None:
+    device = Device()
+    recorder = Recorder(device.clock())
+    recorder.begin_step()
+    for action, takes_ns in ((F0, 2_000_000), (parse_action("llm:0RECV_F1"), 0), (F1, 3_000_000)):
+        before = device.num_events
+        with recorder.action(action):
+            device.launch(takes_ns) if takes_ns else setattr(device, "host_ns", device.host_ns + 50_000)
+        assert device.num_events - before == (takes_ns > 0)
+    recorder.end_step()
+    first, posted, last = recorder.records
+    assert posted.start_ns == posted.end_ns == first.end_ns == last.start_ns
+    assert last.end_ns - last.start_ns == 3_000_000
+
+
+def test_a_wait_that_has_an_event_of_its_own_ends_with_it() -> None:
+    device = Device()
+    recorder = Recorder(device.clock())
+    recorder.begin_step()
+    with recorder.action(F0):
+        wait = recorder.wait_for(lambda: OfEvent(FakeEvent(device, recorder.began_ns + 4_000_000)))
+        device.launch(9_000_000)
+    recorder.end_step()
+    (record,) = recorder.records
+    assert recorder.time_ns(wait.end) == record.ready_ns == 4_000_000
+
+
+def test_a_wait_without_one_ends_when_the_host_or_the_stream_goes_on() -> None:
+    clock = TurnedClock()
+    recorder = Recorder(clock)
+    recorder.begin_step()
+
+    def wait() -> None:
+        clock.now += 8
+
+    with recorder.action(F0):
+        recorder.wait_for(wait)
+    recorder.end_step()
+    assert recorder.records[0].ready_ns == 8
 
 
 def test_what_has_an_event_of_its_own_takes_none_of_the_clocks() -> None:

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter], group: dist.ProcessGroup | None) -> None:
@@ -19,16 +20,18 @@ def sum_gradients(parameters: Iterable[nn.Parameter], group: dist.ProcessGroup |
         parameters: of the stage, the same in the same order on all ranks of the group; those not trained are left out.
         group: the ranks that hold a copy; None where there is only one.
     """
-    trained = [p for p in parameters if p.requires_grad]
-    for p in trained:
-        if p.grad is None:
-            p.grad = torch.zeros_like(p)
-    if group is None or not trained:
+    gradients = [_gradient(p) for p in parameters if p.requires_grad]
+    if group is None or not gradients:
         return
-    gradients = [p.grad for p in trained if p.grad is not None]
     # One launch for all parameters instead of one for each: there are hundreds, and the GPU waits for the host here.
-    together = torch.cat([gradient.reshape(-1) for gradient in gradients])
+    together = _flatten_dense_tensors(gradients)  # type: ignore[no-untyped-call]
     wide = together.to(torch.promote_types(together.dtype, torch.float32))
     dist.all_reduce(wide, group=group)
-    parts = torch.split(wide.to(together.dtype), [gradient.numel() for gradient in gradients])
-    torch._foreach_copy_(gradients, [part.view_as(of) for part, of in zip(parts, gradients, strict=True)])
+    parts = _unflatten_dense_tensors(wide.to(together.dtype), gradients)  # type: ignore[no-untyped-call]
+    torch._foreach_copy_(gradients, list(parts))
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad

@@ -8,12 +8,14 @@ from typing import Protocol
 import torch
 
 from hetsched.layout.rank_share import Addend, RankShare
+from hetsched.runtime.events import Arrival
 
 
 class Receive(Protocol):
     """Messages on their way."""
 
-    def wait(self) -> None: ...
+    def wait(self) -> Arrival | None:
+        """Goes on, or makes the current stream go on, when they are there; returns when that is, if it has an event."""
 
 
 class Arriving(Protocol):
@@ -105,4 +107,7 @@ class Summed:
 
 def copy_all(to: Sequence[torch.Tensor], source: Sequence[torch.Tensor]) -> None:
     """Copy each tensor to that of the same number, on a GPU in few launches."""
-    torch._foreach_copy_(list(to), list(source))
+    if len(to) == 1:
+        to[0].copy_(source[0])
+    else:
+        torch._foreach_copy_(list(to), list(source))

@@ -8,62 +8,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
 import torch
 
+from hetsched.runtime.events import Arrival, Event, EventPool
+
 _NS_PER_MS = 1e6
 _NUM_TRIES = 3
-
-
-class Event(Protocol):
-    """A CUDA event with its time."""
-
-    def record(self, stream: Any) -> Any: ...
-
-    def synchronize(self) -> None: ...
-
-    def elapsed_time(self, end_event: Any) -> float:
-        """Milliseconds to a later event."""
-
-
-class Arrival(Protocol):
-    """The arrival of messages, past or to come."""
-
-    def seen(self, aside: Any, spare: Event) -> Event:
-        """An event of when it is: one that there is, or the spare one on a stream that is made to wait for it."""
-
-
-@dataclass(frozen=True, slots=True)
-class OfWorks:
-    """All of several works of torch.distributed, for which the current stream alone can wait."""
-
-    works: Sequence[Any]
-
-    def seen(self, aside: Any, spare: Event) -> Event:
-        """As in Arrival."""
-        here = torch.cuda.current_stream()
-        torch.cuda.set_stream(aside)
-        try:
-            for work in self.works:
-                work.wait()
-        finally:
-            torch.cuda.set_stream(here)
-        spare.record(aside)
-        return spare
-
-
-@dataclass(frozen=True, slots=True)
-class OfEvent:
-    """What has an event of its own, with its time."""
-
-    event: Event
-
-    def seen(self, aside: Any, spare: Event) -> Event:
-        """As in Arrival."""
-        return self.event
 
 
 class Clock(Protocol):
@@ -82,6 +35,9 @@ class Clock(Protocol):
 
     def mark(self) -> int:
         """The moment at which all is done that was given so far to the stream on which actions run."""
+
+    def mark_posted(self, last: int) -> int:
+        """The same, where nothing but messages was posted since the moment ``last``."""
 
     def mark_here(self) -> int:
         """The same of the current stream, where that is another one."""
@@ -109,6 +65,10 @@ class HostClock:
         """As in Clock."""
         self._times.append(time.perf_counter_ns() - self.began_ns)
         return len(self._times) - 1
+
+    def mark_posted(self, last: int) -> int:
+        """As in Clock: a host that posts does it itself."""
+        return self.mark()
 
     def mark_here(self) -> int:
         """As in Clock."""
@@ -149,8 +109,7 @@ class EventClock:
         self._make_event, self._current, self._now_ns = make_event, current, now_ns
         self._work, self._aside = current(), aside
         self._moments: list[Event] = []
-        self._own: list[Event] = []
-        self._num_used = 0
+        self._events = EventPool(make_event)
         self._origin = make_event()
         self.began_ns = self.drift_ns = 0
 
@@ -158,19 +117,24 @@ class EventClock:
     def of(cls, device: torch.device) -> EventClock:
         """The clock of a GPU."""
         return cls(
-            partial(torch.cuda.Event, enable_timing=True),
+            partial(torch.Event, device, enable_timing=True),
             current=partial(torch.cuda.current_stream, device),
-            aside=torch.cuda.Stream(device),  # type: ignore[no-untyped-call]
+            aside=torch.Stream(device),
         )
 
     def begin(self) -> None:
         """As in Clock; waits until the current stream has nothing left to do."""
-        self._moments, self._num_used, self._work = [], 0, self._current()
+        self._events.take_back()
+        self._moments, self._work = [], self._current()
         self._origin, self.began_ns = self._meet()
 
     def mark(self) -> int:
         """As in Clock."""
         return self._mark(self._work)
+
+    def mark_posted(self, last: int) -> int:
+        """As in Clock: messages take nothing of the stream."""
+        return last
 
     def mark_here(self) -> int:
         """As in Clock."""
@@ -178,10 +142,7 @@ class EventClock:
 
     def arrival(self, of: Arrival) -> int | None:
         """As in Clock."""
-        spare = self._spare()
-        event = of.seen(self._aside, spare)
-        self._num_used += event is spare
-        self._moments.append(event)
+        self._moments.append(of.seen(self._aside, self._events))
         return len(self._moments) - 1
 
     def end(self) -> Sequence[int]:
@@ -193,16 +154,10 @@ class EventClock:
         return [self._since_origin(event) for event in self._moments]
 
     def _mark(self, stream: Any) -> int:
-        event = self._spare()
+        event = self._events.take()
         event.record(stream)
-        self._num_used += 1
         self._moments.append(event)
         return len(self._moments) - 1
-
-    def _spare(self) -> Event:
-        if self._num_used == len(self._own):
-            self._own.append(self._make_event())
-        return self._own[self._num_used]
 
     def _meet(self) -> tuple[Event, int]:
         """An event, and the host's time of it: of several tries the one that held the host least."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch.distributed as dist
 
 from hetsched.parallel.meter import UNMEASURED, Passage
-from hetsched.runtime.clock import OfWorks
+from hetsched.runtime.events import OfWorks
 from hetsched.runtime.recorder import Recorder, Wait
 
 

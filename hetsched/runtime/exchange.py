@@ -10,14 +10,14 @@ from collections import defaultdict, deque
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
 from hetsched.layout.rank_share import Piece, RankShare, Runs
 from hetsched.lower.rooms import Rooms
 from hetsched.runtime.arriving import Arriving, Placed, Receive, Summed, copy_all
-from hetsched.runtime.clock import Arrival
+from hetsched.runtime.events import Arrival
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +54,7 @@ class Transfer:
         return f"{self.channel.name}, microbatch {self.microbatch}"
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """The rows of one message where they lie at one of its ends: in runs, which travel one after the other.
 
     Args:
@@ -83,12 +82,13 @@ class Message:
         return parts[0] if len(parts) == 1 else self.rows.new_empty(self.num_rows, self.rows.shape[1])
 
     def unpack(self, packed: torch.Tensor) -> None:
-        """Copy what was received to its places, unless that is where it lies."""
-        parts = self._parts()
-        if parts[0].data_ptr() != packed.data_ptr():
-            copy_all(parts, torch.split(packed, [count for _, count in self.runs]))
+        """Copy what was received in ``packing`` to its places, unless that is where it lies."""
+        if len(self.runs) > 1:
+            copy_all(self._parts(), torch.split(packed, [count for _, count in self.runs]))
 
     def _parts(self) -> list[torch.Tensor]:
+        if self.runs == ((0, len(self.rows)),):
+            return [self.rows]
         return [self.rows[first : first + count] for first, count in self.runs]
 
 
@@ -182,7 +182,12 @@ class Exchange:
 
     def send(self, transfer: Transfer, share: RankShare, rows: torch.Tensor) -> None:
         """Start sending what this rank's share of a route takes from ``rows`` (``[n, hidden]``); keep what stays."""
-        rows = self.lasting(rows.detach().to(transfer.channel.dtype).contiguous())
+        # Mostly there is nothing to do, and to ask torch for it all would take as long as a launch.
+        if rows.requires_grad:
+            rows = rows.detach()
+        if rows.dtype != transfer.channel.dtype or not rows.is_contiguous():
+            rows = rows.to(transfer.channel.dtype).contiguous()
+        rows = self.lasting(rows)
         if share.own:
             self._kept[transfer.channel.tag].append(rows)
         self._send(transfer, {peer: Message(rows, of.runs, of.pieces) for peer, of in share.sends.items()})

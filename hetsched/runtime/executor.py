@@ -19,6 +19,7 @@ from hetsched.layout.rank_share import RankShare
 from hetsched.lower.lifetime import last_uses
 from hetsched.runtime.arriving import Arriving
 from hetsched.runtime.exchange import Exchange, Transfer
+from hetsched.runtime.losses import Losses
 from hetsched.runtime.recorder import Recorder
 from hetsched.runtime.stage import BoundaryRows, StageMeta
 from hetsched.runtime.weight_gradient import WeightGradients
@@ -49,11 +50,11 @@ class StepWork(Protocol):
     def move(self, action: Action, microbatch: int) -> Move:
         """What a transfer moves."""
 
-    def signals_to(self, action: Action) -> Iterable[tuple[Transfer, Collection[int]]]:
-        """Whom an encoder's backward tells that it has given up its state."""
+    def signals_to(self, place: int) -> Iterable[tuple[Transfer, Collection[int]]]:
+        """Whom an encoder's backward, at a place of the list, tells that it has given up its state."""
 
-    def signals_from(self, action: Action) -> Iterable[tuple[Transfer, Mapping[int, int]]]:
-        """How many signals of which ranks an encoder's forward awaits."""
+    def signals_from(self, place: int) -> Iterable[tuple[Transfer, Mapping[int, int]]]:
+        """How many signals of which ranks an encoder's forward, at a place of the list, awaits."""
 
     def given_back(self, place: int) -> Iterable[Transfer]:
         """Whose rows nothing reads after the action at a place of the list, where rows are lent."""
@@ -97,11 +98,12 @@ class StepResult:
 
 @dataclass(slots=True)
 class _Live:
-    """What a stage keeps of a microbatch between its forward and its backward."""
+    """What a stage keeps of a microbatch between its forward and its backward; the gradient is that of a loss."""
 
     rows: Tensor | None
     boundary: dict[str, Tensor]
     output: Tensor | None
+    gradient: Tensor | None = None
 
 
 class Executor:
@@ -154,18 +156,20 @@ class Executor:
         self._work = work
         self._live: dict[tuple[str, int, int], _Live] = {}
         self._arriving: dict[tuple[str, Kind, int, int], Arriving] = {}
-        zero = torch.zeros((), dtype=torch.float64, device=self._exchange.device)
-        self._result = StepResult(zero, zero.clone(), {})
+        self._losses = Losses(work.divisor)
+        self._extras: dict[tuple[str, int], tuple[Any, ...]] = {}
         done_with = last_uses(actions)
         with torch.set_grad_enabled(is_training):
             for place, action in enumerate(actions):
                 if place in meanwhile:
                     self._recorder.pause(meanwhile[place])
                 with self._recorder.action(action):
-                    self._await_signals(action)
+                    for transfer, counts in work.signals_from(place):
+                        self._exchange.await_signals(transfer, counts)
                     self._do[action.kind](action)
                 # After the record, so that who was waiting starts after its end in a measured timeline too.
-                self._signal(action)
+                for transfer, peers in work.signals_to(place):
+                    self._exchange.signal(transfer, peers)
                 for key in done_with.get(place, ()):
                     self._live.pop(key, None)
                 for transfer in work.given_back(place):
@@ -174,15 +178,7 @@ class Executor:
             meanwhile[len(actions)]()
         self._exchange.flush()
         assert not self._arriving, f"received and never used: {list(self._arriving)}"
-        return self._result
-
-    def _await_signals(self, a: Action) -> None:
-        for transfer, counts in self._work.signals_from(a):
-            self._exchange.await_signals(transfer, counts)
-
-    def _signal(self, a: Action) -> None:
-        for transfer, peers in self._work.signals_to(a):
-            self._exchange.signal(transfer, peers)
+        return StepResult(*self._losses.totals(), self._extras)
 
     def _forward(self, a: Action) -> None:
         if len(a.microbatches) > 1:
@@ -207,9 +203,10 @@ class Executor:
             boundary[edge.split("->")[0]] = BoundaryRows(leaf, self._work.boundary_index(edge, m))
             leaves[edge] = leaf
         output = self._call(a, rows, self._work.meta(a.module, a.stage, [m], boundary))
+        gradient = None
         if isinstance(output, tuple):
-            output = self._loss(a, m, output)
-        self._live[a.module, a.stage, m] = _Live(rows, leaves, output)
+            output, gradient = self._loss(a, m, output)
+        self._live[a.module, a.stage, m] = _Live(rows, leaves, output, gradient)
 
     def _forward_window(self, a: Action) -> None:
         """An encoder's forward of several microbatches at once: one call over all of their items."""
@@ -228,16 +225,13 @@ class Executor:
                 return checkpoint(stage, rows, meta, use_reentrant=False)
             return stage(rows, meta)
 
-    def _loss(self, a: Action, microbatch: int, output: tuple[Any, ...]) -> Tensor:
-        loss_sum, weight, *extras = output
-        self._result.loss_sum += loss_sum.detach()
-        self._result.weight += weight
+    def _loss(self, a: Action, microbatch: int, output: tuple[Any, ...]) -> tuple[Tensor, Tensor | None]:
+        """The loss of a microbatch, and its gradient."""
+        loss_sum, weight, *extras = (self._exchange.lasting(x) if isinstance(x, Tensor) else x for x in output)
+        self._losses.add(loss_sum, weight)
         if extras:
-            self._result.extras[a.module, microbatch] = tuple(
-                self._exchange.lasting(x) if isinstance(x, Tensor) else x for x in extras
-            )
-        scaled: Tensor = loss_sum / self._work.divisor
-        return scaled
+            self._extras[a.module, microbatch] = tuple(extras)
+        return loss_sum, self._losses.gradient_of(loss_sum)
 
     def _backward(self, a: Action) -> None:
         outputs, gradients = [], []
@@ -246,7 +240,7 @@ class Executor:
             live = self._live.get((a.module, a.stage, m))
             if live is not None and live.output is not None and live.output.requires_grad:
                 outputs.append(live.output)
-                gradients.append(gradient)
+                gradients.append(live.gradient if gradient is None else gradient)
                 live.output = None
         if outputs:
             with self._recorder.working():

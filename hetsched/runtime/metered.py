@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from hetsched.runtime.arriving import Receive
-from hetsched.runtime.clock import Arrival
+from hetsched.runtime.events import Arrival
 from hetsched.runtime.exchange import Message, StepSetup, Transfer, Transport
 from hetsched.runtime.recorder import Recorder, Wait
 from hetsched.runtime.transport.memory import MemoryOfAnother
@@ -58,8 +59,7 @@ class Traffic:
     received: tuple[Received, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Posted:
+class _Posted(NamedTuple):
     """What was sent of one transfer: rows by peer, and the moments at which its rows were there and arrived."""
 
     transfer: Transfer
@@ -68,13 +68,12 @@ class _Posted:
     arrived: Sequence[int]
 
 
-@dataclass(frozen=True, slots=True)
-class _Awaited:
+class _Awaited(NamedTuple):
     """What comes of one transfer, and its waits so far."""
 
     transfer: Transfer
     peers: tuple[int, ...]
-    waits: list[Wait] = field(default_factory=list)
+    waits: list[Wait]
 
 
 class MeteredTransport(MemoryOfAnother):
@@ -109,7 +108,7 @@ class MeteredTransport(MemoryOfAnother):
     def receive(self, transfer: Transfer, messages: Mapping[int, Message]) -> Receive:
         """As in Transport."""
         receive = self._transport.receive(transfer, messages)
-        awaited = _Awaited(transfer, tuple(messages))
+        awaited = _Awaited(transfer, tuple(messages), [])
         if not transfer.channel.is_signal:
             self._received.append(awaited)
         return _MeteredReceive(receive, self._recorder, awaited.waits)
@@ -154,6 +153,4 @@ class _MeteredReceive:
         self._receive, self._recorder, self._waits = receive, recorder, waits
 
     def wait(self) -> None:
-        with self._recorder.waiting() as wait:
-            self._receive.wait()
-        self._waits.append(wait)
+        self._waits.append(self._recorder.wait_for(self._receive.wait))

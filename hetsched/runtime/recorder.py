@@ -10,11 +10,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from types import TracebackType
 
-from hetsched.runtime.clock import Arrival, Clock, HostClock
-from hetsched.schedule.action import Action
+from hetsched.runtime.clock import Clock, HostClock
+from hetsched.runtime.events import Arrival
+from hetsched.schedule.action import Action, Kind
+
+_POSTED = (Kind.RECV_F, Kind.RECV_B)
+"""Actions that post messages and give nothing to where actions run, unless that is the host."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +78,28 @@ class _Running:
     host_ns: int = 0
     stage_host_ns: int = 0
 
+    def waited(self, wait: Wait) -> None:
+        """It did, at its beginning or after it had begun to work."""
+        if self.has_worked:
+            self.inner.append(wait)
+        else:
+            self.ready = wait.end
+
+
+class _OnExit:
+    """Calls ``do`` once what runs inside is done, unless that raises; a generator would hold the host for longer."""
+
+    __slots__ = ("_do",)
+
+    def __init__(self, do: Callable[[], None]) -> None:
+        self._do = do
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if kind is None:
+            self._do()
+
 
 class Recorder:
     """Collects the records of one step at a time.
@@ -85,7 +112,8 @@ class Recorder:
         self._clock: Clock = HostClock() if clock is None else clock
         self._ran: list[_Running] = []
         self._running: _Running | None = None
-        self._last = 0
+        self._last = self._action_began_ns = self._work_began_ns = 0
+        self._end_action, self._end_work = _OnExit(self._action_ended), _OnExit(self._work_ended)
         self._times: Sequence[int] = ()
         self._began_ns = 0
         self.records: tuple[Record, ...] = ()
@@ -108,15 +136,20 @@ class Recorder:
         self._times = self._clock.end()
         self.records = tuple(self._record(ran) for ran in self._ran)
 
-    @contextmanager
-    def action(self, action: Action) -> Iterator[None]:
+    def action(self, action: Action) -> AbstractContextManager[None]:
         """Record the action that runs inside."""
-        began, start = time.perf_counter_ns(), self._last
-        running = self._running = _Running(action, start, start, start)
-        yield
-        running.end = self._last = self._clock.mark()
-        self._running = None
-        running.host_ns = time.perf_counter_ns() - began
+        self._action_began_ns, start = time.perf_counter_ns(), self._last
+        self._running = _Running(action, start, start, start)
+        return self._end_action
+
+    def _action_ended(self) -> None:
+        running, self._running = self._running, None
+        assert running is not None, "actions are not nested"
+        if running.action.kind in _POSTED:
+            running.end = self._last = self._clock.mark_posted(running.start)
+        else:
+            running.end = self._last = self._clock.mark()
+        running.host_ns = time.perf_counter_ns() - self._action_began_ns
         self._ran.append(running)
 
     def pause(self, do: Callable[[], None]) -> None:
@@ -124,14 +157,16 @@ class Recorder:
         do()
         self._last = self._clock.mark()
 
-    @contextmanager
-    def working(self) -> Iterator[None]:
+    def working(self) -> AbstractContextManager[None]:
         """What runs inside is a stage's own code; what the action waits for from now on is no longer its beginning."""
         assert self._running is not None, "only actions work"
         self._running.has_worked = True
-        began = time.perf_counter_ns()
-        yield
-        self._running.stage_host_ns += time.perf_counter_ns() - began
+        self._work_began_ns = time.perf_counter_ns()
+        return self._end_work
+
+    def _work_ended(self) -> None:
+        assert self._running is not None, "only actions work"
+        self._running.stage_host_ns += time.perf_counter_ns() - self._work_began_ns
 
     @contextmanager
     def waiting(self) -> Iterator[Wait]:
@@ -139,12 +174,18 @@ class Recorder:
         wait = Wait(self._clock.mark(), 0)
         yield wait
         wait.end = self._clock.mark()
-        if self._running is None:
-            return
-        if self._running.has_worked:
-            self._running.inner.append(wait)
-        else:
-            self._running.ready = wait.end
+        if self._running is not None:
+            self._running.waited(wait)
+
+    def wait_for(self, wait: Callable[[], Arrival | None]) -> Wait:
+        """The moments of a wait, which may tell by itself when it ended."""
+        start = self._clock.mark()
+        seen = wait()
+        end = None if seen is None else self._clock.arrival(seen)
+        waited = Wait(start, self._clock.mark() if end is None else end)
+        if self._running is not None:
+            self._running.waited(waited)
+        return waited
 
     @property
     def is_recording(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
@@ -60,6 +61,15 @@ class RankStep:
         self._metas: dict[tuple[str, int], StageMeta] = {}
         self._indices: dict[tuple[str, int], Tensor] = {}
         self._moves: dict[tuple[Key, int], Move] = {}
+        # By place, as they are asked for before and after every action, mostly for nothing.
+        self._given = {
+            place: [(transfer, self._others(lanes)) for transfer, lanes in of]
+            for place, of in self._of_places(Kind.B, step.signals.given).items()
+        }
+        self._awaited = {
+            place: [(t, {rank: n for lane, n in counts.items() for rank in self._others([lane])}) for t, counts in of]
+            for place, of in self._of_places(Kind.F, step.signals.awaited).items()
+        }
 
     def load(self, batch: Batch) -> None:
         """Load what the first or last stages on this rank are given, and put all that the step asks for on the device.
@@ -121,7 +131,7 @@ class RankStep:
     ) -> StageMeta:
         first, *others = (self._metas[module, m] for m in microbatches)
         if not others:
-            return replace(first, boundary=boundary)
+            return replace(first, boundary=boundary) if boundary else first
         inputs = {key: torch.cat([tensor, *(of.inputs[key] for of in others)]) for key, tensor in first.inputs.items()}
         held, cp = [self._held(module, m) for m in microbatches], self._where[module].cp
         parcel = Parcel(self._device, self._dtype)
@@ -138,21 +148,21 @@ class RankStep:
     def given_back(self, place: int) -> Iterable[Transfer]:
         return self.rooms.ends[self._lane].get(place, ()) if self.rooms.ends else ()
 
-    def signals_to(self, action: Action) -> Iterable[tuple[Transfer, Collection[int]]]:
-        for m, lanes in self._of_share(self._step.signals.given, action, Kind.B):
-            yield Transfer(self._channels.of_signals(action.module), m), self._others(lanes)
+    def signals_to(self, place: int) -> Iterable[tuple[Transfer, Collection[int]]]:
+        return self._given.get(place, ())
 
-    def signals_from(self, action: Action) -> Iterable[tuple[Transfer, Mapping[int, int]]]:
-        for m, counts in self._of_share(self._step.signals.awaited, action, Kind.F):
-            of_ranks = {rank: count for lane, count in counts.items() for rank in self._others([lane])}
-            yield Transfer(self._channels.of_signals(action.module), m), of_ranks
+    def signals_from(self, place: int) -> Iterable[tuple[Transfer, Mapping[int, int]]]:
+        return self._awaited.get(place, ())
 
-    def _of_share(self, table: Mapping[ShareKey, T], action: Action, kind: Kind) -> list[tuple[int, T]]:
-        """What the table says of each microbatch of an action, if it is of this kind."""
-        if not table or action.kind is not kind:
-            return []
-        keys = [(action.module, m, self._lane) for m in action.microbatches]
-        return [(key[1], table[key]) for key in keys if key in table]
+    def _of_places(self, kind: Kind, table: Mapping[ShareKey, T]) -> dict[int, list[tuple[Transfer, T]]]:
+        """What a table of signals says of the actions of one kind, by their places in this rank's list."""
+        found: dict[int, list[tuple[Transfer, T]]] = defaultdict(list)
+        for place, action in enumerate(self._step.program.lanes[self._lane] if table else ()):
+            for m in action.microbatches if action.kind is kind else ():
+                key = action.module, m, self._lane
+                if key in table:
+                    found[place].append((Transfer(self._channels.of_signals(action.module), m), table[key]))
+        return found
 
     def _others(self, lanes: Iterable[int]) -> list[int]:
         """The ranks on these lanes, without this one."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import chain
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,8 +17,7 @@ is taken, but costs the host about 1 us a piece; the kernel's launch costs 35 to
 _NUM_BLOCKS = 64
 
 
-@dataclass(frozen=True, slots=True)
-class Destination:
+class Destination(NamedTuple):
     """Where a message goes, and what is counted there.
 
     Args:
@@ -62,5 +61,4 @@ def put_message(
     """
     num_blocks = _NUM_BLOCKS if len(pieces) > MOST_COPIES else 0
     on_stream = 0 if stream is None else stream.cuda_stream
-    room = to.room, to.arrived, to.number, to.returned, to.awaited
-    library.ops().put_message(rows, list(chain(*pieces)), *room, ticket, num_blocks, on_stream)
+    library.ops().put_message(rows, list(chain(*pieces)), *to, ticket, num_blocks, on_stream)

@@ -59,12 +59,11 @@ class Host:
     @contextmanager
     def patched(self) -> Iterator[None]:
         event = SimpleNamespace(query=lambda: True, record=lambda *stream: None)
-        cuda = SimpleNamespace(
-            Stream=lambda device: object(), Event=lambda **kind: event, synchronize=lambda device: None
-        )
+        cuda = SimpleNamespace(Stream=lambda device: object(), synchronize=lambda device: None)
         with ExitStack() as patches:
             for name, value in {
                 "torch.cuda": cuda,
+                "torch.Event": lambda device, **kind: event,
                 "dist.get_rank": lambda: self.of_thread.rank,
                 "dist.get_world_size": lambda: len(self.arenas),
                 "dist.new_group": lambda ranks, backend: SimpleNamespace(ranks=ranks),

@@ -1,9 +1,9 @@
 """Runs all tests of this folder, in rounds of several files side by side: one after the other they take twice as long.
 
-    python tests/gpu/run_all.py
+    python tests/gpu/run_all.py [round ...]
 
-What measures times runs alone, and what needs one GPU leaves the others to the rest. Prints each file's last line, and
-all that a failing one printed; ends with 1 if any failed.
+What measures times runs alone, and what needs one GPU leaves the others to the rest. Rounds are chosen by their
+numbers, from 0. Prints each file's last line, and all that a failing one printed; ends with 1 if any failed.
 """
 
 from __future__ import annotations
@@ -70,9 +70,10 @@ def main() -> int:
     if missing:
         print(f"run_all.py does not run {', '.join(sorted(missing))}: add them to a round", file=sys.stderr)
         return 1
+    chosen = {int(number) for number in sys.argv[1:]} or set(range(len(ROUNDS)))
     failed = 0
     with tempfile.TemporaryDirectory() as folder:
-        for number, runs in enumerate(ROUNDS):
+        for number, runs in ((number, runs) for number, runs in enumerate(ROUNDS) if number in chosen):
             began = time.monotonic()
             logs = [Path(folder, f"{number}-{place}") for place in range(len(runs))]
             started = [run.start(log) for run, log in zip(runs, logs, strict=True)]

@@ -13,6 +13,7 @@ from hetsched.runtime.exchange import Transfer, Wire
 
 # Counters lie in cache lines of their own; slots are aligned to the widest access.
 _LINE = 128
+_MOST_VIEWS = 1024
 Inbox = tuple[int, int]
 """A channel's tag and the rank that receives."""
 
@@ -77,7 +78,7 @@ class Slots:
     memory: Sequence[Tensor]
     rooms: Rooms = field(default_factory=Rooms)
     num_before: int = 0
-    _rows: dict[int, Tensor] = field(default_factory=dict)
+    _rows: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     def begin(self, rooms: Rooms) -> None:
         """A step begins, and the last one is over: all of its rooms are given back."""
@@ -87,14 +88,16 @@ class Slots:
     def room(self, microbatch: int) -> Tensor:
         return self.memory[self.rooms.of[microbatch].slot]
 
-    def rows(self, transfer: Transfer) -> Tensor:
-        """All of a room as rows ``[n, hidden]`` of the channel."""
-        slot, channel = self.rooms.of[transfer.microbatch].slot, transfer.channel
-        if slot not in self._rows:
-            num_rows = self.memory[slot].numel() // channel.row_bytes
-            whole = self.memory[slot][: num_rows * channel.row_bytes].view(channel.dtype)
-            self._rows[slot] = whole.view(num_rows, channel.hidden)
-        return self._rows[slot]
+    def rows(self, transfer: Transfer, num_rows: int) -> Tensor:
+        """The first of a room's rows, ``[num_rows, hidden]`` of the channel."""
+        # A view takes the host as long as a launch, and microbatches are often alike.
+        key, channel = (self.rooms.of[transfer.microbatch].slot, num_rows), transfer.channel
+        if key not in self._rows:
+            if len(self._rows) == _MOST_VIEWS:
+                self._rows.clear()
+            num_bytes = num_rows * channel.row_bytes
+            self._rows[key] = self.memory[key[0]][:num_bytes].view(channel.dtype).view(num_rows, channel.hidden)
+        return self._rows[key]
 
     def awaited(self, microbatch: int) -> int:
         """How many rooms have been given back when this one is free."""

@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from hetsched.errors import JobError
 from hetsched.runtime.arriving import Receive
-from hetsched.runtime.clock import Arrival
+from hetsched.runtime.events import Arrival
 from hetsched.runtime.exchange import Message, StepSetup, Transfer, Transport
 from hetsched.runtime.transport.gloo import GlooTransport
 from hetsched.runtime.transport.memory import MemoryOfAnother
@@ -99,12 +99,12 @@ class CheckedReceive:
         self._headers, self._arriving, self._queue = headers, arriving, queue
         self._rows: Receive | None = None
 
-    def wait(self) -> None:
-        """Raises JobError: a sender is gone or late, or what it sent is not what is expected here."""
+    def wait(self) -> Arrival | None:
+        """As in Receive. Raises JobError: a sender is gone or late, or what it sent is not what is expected here."""
         # Rows come in the order in which they were announced.
         while self._rows is None:
             self._queue.popleft().accept()
-        self._rows.wait()
+        return self._rows.wait()
 
     def accept(self) -> None:
         """Compare the announcements, and start receiving the rows."""

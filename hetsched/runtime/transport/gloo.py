@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from hetsched.errors import JobError
-from hetsched.runtime.clock import Arrival
+from hetsched.runtime.events import Arrival
 from hetsched.runtime.exchange import Message, StepSetup, Transfer
 from hetsched.runtime.transport.memory import OwnMemory
 

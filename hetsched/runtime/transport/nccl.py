@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from hetsched.runtime.clock import Arrival, OfWorks
+from hetsched.runtime.events import Arrival, OfWorks
 from hetsched.runtime.exchange import Message, StepSetup, Transfer
 from hetsched.runtime.transport.links import Link
 from hetsched.runtime.transport.memory import OwnMemory

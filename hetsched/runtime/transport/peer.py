@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -28,7 +29,7 @@ from hetsched.kernels.put import library
 from hetsched.kernels.put.message import Destination, put_message
 from hetsched.lower.rooms import Rooms
 from hetsched.parallel import symmetric
-from hetsched.runtime.clock import Arrival, OfEvent
+from hetsched.runtime.events import Arrival, Event, EventPool, OfEvent
 from hetsched.runtime.exchange import Message, StepSetup, Transfer, Wire
 from hetsched.runtime.transport.arena import Inbox, Slots, WireEnd, padded, place
 from hetsched.runtime.transport.links import Link
@@ -102,6 +103,7 @@ class PeerCarrier:
         for wire in self._wires:
             if wire.destination == self._rank:
                 self._sources[wire.tag].append(wire.source)
+        self._events = EventPool(partial(torch.Event, device, enable_timing=True))
         self._slot_bytes: dict[int, int] = {}
         self._num_slots: dict[Inbox, int] = {}
         self._slots: dict[Inbox, Slots] = {}
@@ -127,6 +129,7 @@ class PeerCarrier:
             self._make_arena()
         for of, slots in self._slots.items():
             slots.begin(setup.rooms.get(of, Rooms()))
+        self._events.take_back()
 
     def _make_arena(self) -> None:
         self._wait_for_all()
@@ -165,12 +168,9 @@ class PeerCarrier:
     def room(self, transfer: Transfer, num_rows: int) -> Tensor | None:
         """As in Lender: a microbatch's rows in this rank's inbox; None where nobody of this host sends any."""
         slots = self._slots.get((transfer.channel.tag, self._rank))
-        if slots is None:
-            return None
-        rows = slots.rows(transfer)
         # Not detach(): that shares one count of changes with the whole arena, and autograd would take the arrival of
         # other rows for a change of these.
-        return rows[:num_rows].data
+        return None if slots is None else slots.rows(transfer, num_rows).data
 
     def give_back(self, transfer: Transfer) -> None:
         """As in Lender; the current stream counts it at every source, if anybody waits for it."""
@@ -194,7 +194,7 @@ class PeerCarrier:
         for end, peer, message in sorted(ends, key=lambda of: of[0].turn):
             end.num_messages += 1
             self._put(message, message.pieces, self._destination(end, peer, transfer), link)
-        return PeerSend(stream)
+        return PeerSend(stream, self._events.take())
 
     def _destination(self, end: WireEnd, peer: int, transfer: Transfer) -> Destination:
         # A signal is counted, and has no rows that would need a room.
@@ -211,7 +211,7 @@ class PeerCarrier:
         ends = [self._ends[link.wires[0].tag, peer, self._rank] for peer in messages]
         for end in ends:
             end.num_messages += 1
-        return PeerReceive([end.arrived for end in ends], [end.num_messages for end in ends])
+        return PeerReceive([end.arrived for end in ends], [end.num_messages for end in ends], self._events)
 
 
 class PeerSend:
@@ -219,16 +219,17 @@ class PeerSend:
 
     Args:
         stream: the link's.
+        done: an event for its end.
     """
 
     is_awaited = True
 
-    def __init__(self, stream: torch.cuda.Stream) -> None:
-        self._done = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        self._done.record(stream)
+    def __init__(self, stream: torch.cuda.Stream, done: Event) -> None:
+        self._done = done
+        done.record(stream)
 
     def is_completed(self) -> bool:
-        return bool(self._done.query())  # type: ignore[no-untyped-call]
+        return self._done.query()
 
     @property
     def arrival(self) -> Arrival:
@@ -242,17 +243,19 @@ class PeerReceive:
     Args:
         counters: of the wires that they come by.
         counts: what each is once its message is there.
+        events: where to take one that tells when they were there for whoever waited.
     """
 
-    def __init__(self, counters: Sequence[Tensor], counts: Sequence[int]) -> None:
-        self._counters, self._counts = counters, counts
-        self._seen: torch.cuda.Event | None = None
+    def __init__(self, counters: Sequence[Tensor], counts: Sequence[int], events: EventPool) -> None:
+        self._counters, self._counts, self._events = counters, counts, events
+        self._seen: Event | None = None
 
-    def wait(self) -> None:
-        """The current stream goes on when they are there."""
+    def wait(self) -> Arrival:
+        """As in Receive: the current stream goes on when they are there."""
         library.wait_for_counts(self._counters, self._counts)
-        self._seen = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._seen = self._events.take()
         self._seen.record()
+        return OfEvent(self._seen)
 
     @property
     def is_awaited(self) -> bool:
@@ -261,4 +264,4 @@ class PeerReceive:
 
     def is_completed(self) -> bool:
         """Whether they were there when somebody waited for them."""
-        return self._seen is not None and bool(self._seen.query())  # type: ignore[no-untyped-call]
+        return self._seen is not None and self._seen.query()

@@ -9,7 +9,7 @@ from datetime import timedelta
 import torch
 
 from hetsched.runtime.arriving import Receive
-from hetsched.runtime.clock import Arrival
+from hetsched.runtime.events import Arrival
 from hetsched.runtime.exchange import Message, StepSetup, Transfer
 from hetsched.runtime.transport.gloo import GlooTransport
 from hetsched.runtime.transport.memory import OwnMemory

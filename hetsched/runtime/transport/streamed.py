@@ -32,17 +32,16 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from itertools import chain
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
 
 from hetsched.errors import JobError
 from hetsched.runtime.arriving import Receive
-from hetsched.runtime.clock import Arrival
+from hetsched.runtime.events import Arrival
 from hetsched.runtime.exchange import Channel, Lender, Message, StepSetup, Transfer
 from hetsched.runtime.transport.links import Link
 from hetsched.runtime.transport.staged import StagedTransport
@@ -109,8 +108,8 @@ class Sending(Posted, Protocol):
 class Receiving(Posted, Protocol):
     """Messages that are received."""
 
-    def wait(self) -> Any:
-        """Make the current stream wait for them, and put rows that came in their places."""
+    def wait(self) -> Arrival | None:
+        """Make the current stream wait for them, and put rows that came in their places; returns as in Receive."""
 
 
 class Carrier(Lender, Protocol):
@@ -124,8 +123,7 @@ class Carrier(Lender, Protocol):
     def receive(self, link: Link, messages: Mapping[int, Message]) -> Receiving: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Pending:
+class Pending(NamedTuple):
     """Messages of this step that had not left or arrived when last looked at.
 
     Args:
@@ -252,10 +250,13 @@ class StreamedTransport:
     def _by_link(
         self, transfer: Transfer, messages: Mapping[int, Message], *, is_receive: bool
     ) -> Sequence[tuple[Link, Mapping[int, Message]]]:
+        tag, rank = transfer.channel.tag, self._rank
+        links = [self._link_of[(tag, peer, rank) if is_receive else (tag, rank, peer)] for peer in messages]
+        if len(links) == 1:
+            return [(links[0], messages)]
         of_link: dict[Link, dict[int, Message]] = defaultdict(dict)
-        for peer, message in messages.items():
-            ends = (peer, self._rank) if is_receive else (self._rank, peer)
-            of_link[self._link_of[transfer.channel.tag, *ends]][peer] = message
+        for link, (peer, message) in zip(links, messages.items(), strict=True):
+            of_link[link][peer] = message
         return list(of_link.items())
 
     def _post(
@@ -263,7 +264,10 @@ class StreamedTransport:
     ) -> None:
         # Memory that is still being sent must not go back to the allocator, which knows the current stream alone.
         pending = self._pending.setdefault(link, deque())
-        _forget_done(pending)
+        # To ask takes the host as long as to record an event: once for two.
+        while len(pending) > 1 and pending[0].work.is_awaited and pending[1].work.is_completed():
+            pending.popleft()
+            pending.popleft()
         pending.append(Pending(work, rows, transfer, is_receive, self._num_posted))
         self._num_posted += 1
 
@@ -288,7 +292,7 @@ class StreamedTransport:
 
 
 def _forget_done(pending: deque[Pending]) -> None:
-    """Messages of one link end in the order in which they were posted."""
+    """Messages of one link arrive in the order in which they were posted."""
     while pending and pending[0].work.is_completed():
         pending.popleft()
 
@@ -299,9 +303,11 @@ class StreamedReceive:
     def __init__(self, works: Sequence[Receiving]) -> None:
         self._works = works
 
-    def wait(self) -> None:
-        for work in self._works:
-            work.wait()
+    def wait(self) -> Arrival | None:
+        """As in Receive."""
+        seen = [work.wait() for work in self._works]
+        # The current stream waits for one after the other.
+        return seen[-1]
 
 
 def what_is_missing(pending: Sequence[Pending], *, rank: int, timeout_s: float) -> str:

@@ -1,0 +1,81 @@
+"""Events of a GPU, and the arrivals of messages that they tell.
+
+Making an event holds the host for longer than recording it, so those of one step serve the next again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+class Event(Protocol):
+    """A CUDA event with its time."""
+
+    def record(self, stream: Any = None) -> Any: ...
+
+    def query(self) -> bool: ...
+
+    def synchronize(self) -> None: ...
+
+    def elapsed_time(self, end_event: Any) -> float:
+        """Milliseconds to a later event."""
+
+
+class EventPool:
+    """Events that are taken one after the other, and all given back at once.
+
+    Args:
+        make: makes one more.
+    """
+
+    def __init__(self, make: Callable[[], Event]) -> None:
+        self._make = make
+        self._events: list[Event] = []
+        self._num_taken = 0
+
+    def take(self) -> Event:
+        """One that nobody has taken since ``take_back``."""
+        if self._num_taken == len(self._events):
+            self._events.append(self._make())
+        self._num_taken += 1
+        return self._events[self._num_taken - 1]
+
+    def take_back(self) -> None:
+        """Nobody asks for the times of those that were taken any more."""
+        self._num_taken = 0
+
+
+class Arrival(Protocol):
+    """The arrival of messages, past or to come."""
+
+    def seen(self, aside: Any, events: EventPool) -> Event:
+        """An event of when it is: one that there is, or one of the pool on a stream that is made to wait for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class OfWorks:
+    """All of several works of torch.distributed, for which the current stream alone can wait."""
+
+    works: Sequence[Any]
+
+    def seen(self, aside: Any, events: EventPool) -> Event:
+        """As in Arrival."""
+        with aside:
+            for work in self.works:
+                work.wait()
+        event = events.take()
+        event.record(aside)
+        return event
+
+
+@dataclass(frozen=True, slots=True)
+class OfEvent:
+    """What has an event of its own, with its time."""
+
+    event: Event
+
+    def seen(self, aside: Any, events: EventPool) -> Event:
+        """As in Arrival."""
+        return self.event
