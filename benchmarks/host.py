@@ -4,7 +4,7 @@
 
 The colocated plan of benchmarks/train.py with a model of no size, so that no full queue holds the host. Times are the
 median over steps of what their reports say (the mean of the slower rank; nothing on CPUs, whose hosts do the work), and
-the means of rank 0 by kind of action, where a ``*`` stands behind those of the boundary.
+by rank the number of its actions and the means of their kinds, where a ``*`` stands behind those of the boundary.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from benchmarks._vision_language import TINY, RandomSource, builders, make_plan
 from hetsched.batch import Batch
 from hetsched.runtime.engine import Engine
 from hetsched.runtime.recorder import Record
+from hetsched.runtime.report import gather_objects
 from hetsched.runtime.transport.nccl import BACKEND
 from hetsched.train.launch import launch
 
@@ -44,14 +45,11 @@ def work(transport: str, args: argparse.Namespace) -> None:
             of_step.append(report.runtime_us_per_action or 0.0)
             for record in engine.recorder.records:
                 of_kind[name_of(record)].append((record.host_ns - record.stage_host_ns) / 1e3)
+    means = {name: round(float(np.mean(times)), 1) for name, times in of_kind.items()}
+    of_rank = {"num_actions": len(engine.recorder.records), **dict(sorted(means.items(), key=lambda of: -of[1]))}
+    every = gather_objects(of_rank, group=None)
     if dist.get_rank() == 0:
-        means = {name: round(float(np.mean(times)), 1) for name, times in of_kind.items()}
-        line = {
-            "transport": transport,
-            "runtime_us_per_action": round(float(np.median(of_step)), 1),
-            "num_actions": len(engine.recorder.records),
-            "by_kind_us": dict(sorted(means.items(), key=lambda of: -of[1])),
-        }
+        line = {"transport": transport, "runtime_us_per_action": round(float(np.median(of_step)), 1), "by_rank": every}
         print(json.dumps(line), flush=True)
 
 

@@ -243,14 +243,15 @@ def test_what_is_posted_is_done_on_a_gpu_when_what_was_before_it_is_and_takes_no
     device = Device()
     recorder = Recorder(device.clock())
     recorder.begin_step()
-    for action, takes_ns in ((F0, 2_000_000), (parse_action("llm:0RECV_F1"), 0), (F1, 3_000_000)):
+    send, receive = parse_action("llm:0SEND_F0"), parse_action("llm:0RECV_F1")
+    for action, takes_ns in ((F0, 2_000_000), (send, 0), (receive, 0), (F1, 3_000_000)):
         before = device.num_events
         with recorder.action(action):
             device.launch(takes_ns) if takes_ns else setattr(device, "host_ns", device.host_ns + 50_000)
         assert device.num_events - before == (takes_ns > 0)
     recorder.end_step()
-    first, posted, last = recorder.records
-    assert posted.start_ns == posted.end_ns == first.end_ns == last.start_ns
+    first, *posted, last = recorder.records
+    assert all(record.start_ns == record.end_ns == first.end_ns == last.start_ns for record in posted)
     assert last.end_ns - last.start_ns == 3_000_000
 
 

@@ -16,10 +16,7 @@ from types import TracebackType
 
 from hetsched.runtime.clock import Clock, HostClock
 from hetsched.runtime.events import Arrival
-from hetsched.schedule.action import Action, Kind
-
-_POSTED = (Kind.RECV_F, Kind.RECV_B)
-"""Actions that post messages and give nothing to where actions run, unless that is the host."""
+from hetsched.schedule.action import Action
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +25,8 @@ class Record:
 
     Args:
         action: what ran.
-        start_ns, end_ns: when; it starts where the one before it ends, or the step begins.
+        start_ns, end_ns: when; it starts where the one before it ends, or the step begins. On a GPU a transfer ends where
+            it starts.
         ready_ns: when it had waited for what comes before its work: rows, or other ranks; ``start_ns`` if it did not.
         inner_wait_ns: how long it waited after it had begun to work.
         arrived_ns: for a SEND when its messages had arrived, if anybody saw it.
@@ -145,7 +143,8 @@ class Recorder:
     def _action_ended(self) -> None:
         running, self._running = self._running, None
         assert running is not None, "actions are not nested"
-        if running.action.kind in _POSTED:
+        if running.action.kind.is_transfer:
+            # What packing there is counts as the next action's.
             running.end = self._last = self._clock.mark_posted(running.start)
         else:
             running.end = self._last = self._clock.mark()

@@ -41,8 +41,8 @@ def _loss_divided_per_microbatch() -> Any:
     original = Executor._loss
 
     def divided(self: Executor, a: Any, microbatch: int, output: Any) -> Any:
-        original(self, a, microbatch, output)
-        return output[0] / output[1] / 4
+        loss_sum, gradient = original(self, a, microbatch, output)
+        return loss_sum, gradient if gradient is None else 1 / output[1] / 4 * torch.ones_like(gradient)
 
     return mock.patch.object(Executor, "_loss", divided)
 

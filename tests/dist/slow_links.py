@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from datetime import timedelta
@@ -61,11 +61,11 @@ class SlowLinks(GlooTransport):
         super().flush()
 
 
-@contextmanager
-def unmarked(recorder: Recorder) -> Iterator[Wait]:
-    """A mutant of Recorder.waiting, whose waits take no time."""
+def unmarked(recorder: Recorder, wait: Callable[[], object]) -> Wait:
+    """A mutant of Recorder.wait_for, whose waits take no time."""
     moment = recorder.mark()
-    yield Wait(moment, moment)
+    wait()
+    return Wait(moment, moment)
 
 
 def overlap_of_a_step(
@@ -89,7 +89,7 @@ def overlap_of_a_step(
     with mock.patch("hetsched.runtime.engine.GlooTransport", links):
         engine = Engine(plan, {**builders(plan), "llm": working}, timeout_s=30.0)
     batch = Batch.of(RaggedSource(plan.seed, items="equal"), range(2 * plan.microbatches))
-    with mock.patch.object(Recorder, "waiting", unmarked) if is_mutant else nullcontext():
+    with mock.patch.object(Recorder, "wait_for", unmarked) if is_mutant else nullcontext():
         report = engine.step(batch)
     return list(engine.overlap()), report
 

@@ -6,7 +6,6 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from itertools import permutations
 from unittest import mock
 
@@ -35,7 +34,7 @@ _put = PeerCarrier._put
 
 def no_wait(self: PeerCarrier, message: Message, pieces: Sequence[Piece], to: Destination, link: Link) -> None:
     """A mutant: rows are put before the room is given back."""
-    _put(self, message, pieces, replace(to, returned=None), link)
+    _put(self, message, pieces, to._replace(returned=None), link)
 
 
 def count_early(self: PeerCarrier, message: Message, pieces: Sequence[Piece], to: Destination, link: Link) -> None:

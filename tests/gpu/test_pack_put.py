@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import socket
 import sys
-from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -105,7 +104,7 @@ def test_a_message_waits_for_its_room_lands_in_it_and_is_counted(num_pieces: int
     link, late = torch.cuda.Stream(), torch.cuda.Stream()
     # The counter wraps around with this message.
     to = Destination(room.view(-1).view(torch.uint8), arrived, 2**32, returned, 7)
-    put_message(source, [(0, 0, 1)] * (num_pieces > MOST_COPIES) * num_pieces, replace(to, awaited=0), ticket=ticket)
+    put_message(source, [(0, 0, 1)] * (num_pieces > MOST_COPIES) * num_pieces, to._replace(awaited=0), ticket=ticket)
     room.fill_(float("nan"))
     arrived.fill_(-1)
     torch.cuda.synchronize()
