@@ -25,8 +25,8 @@ class Record:
 
     Args:
         action: what ran.
-        start_ns, end_ns: when; it starts where the one before it ends, or the step begins. On a GPU a transfer ends where
-            it starts.
+        start_ns, end_ns: when; it starts where the one before it ends, or the step begins. On a GPU a transfer takes no
+            time.
         ready_ns: when it had waited for what comes before its work: rows, or other ranks; ``start_ns`` if it did not.
         inner_wait_ns: how long it waited after it had begun to work.
         arrived_ns: for a SEND when its messages had arrived, if anybody saw it.
