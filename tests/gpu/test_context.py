@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +29,7 @@ pytestmark = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two
 
 FUZZ = (0, 1, 127, 128, 129, 1000)
 NAMES = ("out", "dq", "dk", "dv")
+NUM_REPEATS = 200
 
 
 def cases(cp: int) -> list[ContextCase]:
@@ -64,13 +68,73 @@ def check(case: ContextCase, rank: int, group: dist.ProcessGroup) -> None:
     for _ in range(3):
         poison("cuda")
         runs.append(results_of(own[0], own[1], own[2], own[3], task=task, group=group))
-    assert all(torch.equal(a, b) for run in runs[1:] for a, b in zip(runs[0], run, strict=True)), case
+    found = gathered([difference for run in runs[1:] for difference in differences(run, runs[0])], group)
+    assert not any(found), (found, case)
     assert lse_error(ring.forward(own[0], own[1], own[2], task, group=group)[1], lse[:, tokens]) < 1e-4, case
     for name, mine, theirs, exact in zip(NAMES, runs[0], single, truth, strict=True):
         square = (mine.double() - exact[tokens]).square().sum()
         dist.all_reduce(square, group=group)
         error = float(square.sqrt() / exact.norm())
         assert error <= 1.1 * relative(theirs, exact), (name, case)
+
+
+def differences(results: Sequence[Tensor], expected: Sequence[Tensor]) -> list[str]:
+    """Of two repeats, for people."""
+    found = []
+    for name, one, other in zip(NAMES, results, expected, strict=True):
+        if not torch.equal(one, other):
+            rows = (one != other).flatten(1).any(1).nonzero().flatten()
+            place = f"{len(rows)} of {len(one)} rows from {int(rows[0])} to {int(rows[-1])}"
+            found.append(f"{name}: {place}, {int(one.isnan().sum())} and {int(other.isnan().sum())} values are NaN")
+    return found
+
+
+def gathered(found: list[str], group: dist.ProcessGroup) -> list[list[str]]:
+    """By rank; every rank has the same, so that none is left alone by one that fails."""
+    every: list[Any] = [None] * group.size()
+    dist.all_gather_object(every, found, group=group)
+    return every
+
+
+def repeats(rank: int, group: dist.ProcessGroup) -> None:
+    """Of the ring, forward and backward."""
+    case = ContextCase((2500,), group.size(), "planned", (4, 4), dtype=torch.bfloat16, head_dim=128)
+    task, tokens = task_of(case, rank, device="cuda"), torch.from_numpy(tokens_of(case.token_map, rank)).cuda()
+    own = [x.cuda()[tokens] for x in case.inputs()]
+    expected = results_of(own[0], own[1], own[2], own[3], task=task, group=group)
+    found = []
+    for number in range(NUM_REPEATS):
+        poison("cuda")
+        results = results_of(own[0], own[1], own[2], own[3], task=task, group=group)
+        found += [f"repeat {number}, {of}" for of in differences(results, expected)]
+    assert not any(every := gathered(found, group)), every
+
+
+def other_work(gpu: int) -> None:
+    """Keeps a GPU busy until the process is ended."""
+    torch.cuda.set_device(gpu)
+    rows = torch.randn(4096, 4096, device="cuda", dtype=torch.bfloat16)
+    while True:
+        rows = (rows @ rows).clamp(-1, 1)
+        torch.cuda.synchronize()
+
+
+@contextmanager
+def busy_gpus(num_gpus: int) -> Iterator[None]:
+    """Two more processes on each GPU take their turns with what runs inside."""
+    processes = [
+        multiprocessing.get_context("spawn").Process(target=other_work, args=(gpu,), daemon=True)
+        for gpu in range(num_gpus)
+        for _ in range(2)
+    ]
+    try:
+        for process in processes:
+            process.start()
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
 
 
 def all_cases(rank: int, group: dist.ProcessGroup) -> None:
@@ -113,3 +177,9 @@ def test_any_shard_has_the_errors_of_one_gpu(cp: int) -> None:
 
 def test_a_lost_block_is_seen() -> None:
     run(2, a_lost_block)
+
+
+@pytest.mark.parametrize("is_busy", [False, True], ids=["alone", "beside other work"])
+def test_repeats_are_bitwise_equal(is_busy: bool) -> None:
+    with busy_gpus(2) if is_busy else nullcontext():
+        run(2, repeats)
