@@ -18,7 +18,8 @@ from hetsched.runtime.channels import Channels
 from hetsched.runtime.device import Seat, check_devices, what_is_wrong
 from hetsched.runtime.exchange import Channel, Message, Transfer, Wire
 from hetsched.runtime.transport.links import Link
-from hetsched.runtime.transport.streamed import Pending, check_queues, what_is_missing
+from hetsched.runtime.transport.pending import Pending, what_is_missing
+from hetsched.runtime.transport.streamed import check_queues
 from hetsched.train import run
 from hetsched.train.run import train_plan
 from tests.dist.faulty import start_with

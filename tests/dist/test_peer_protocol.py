@@ -47,6 +47,11 @@ class Host:
         self.of_thread, self.arenas = threading.local(), [torch.empty(0)] * num_ranks
         self.meeting = threading.Barrier(num_ranks)
         self.world = SimpleNamespace(ranks=range(num_ranks))
+        self.num_events = 0
+
+    def make_event(self, device: torch.device, *, enable_timing: bool) -> Any:
+        self.num_events += 1
+        return SimpleNamespace(query=lambda: True, record=lambda *stream: None)
 
     def empty(self, num_bytes: int, **_: Any) -> Tensor:
         arena = torch.full((num_bytes,), 255, dtype=torch.uint8)
@@ -58,12 +63,11 @@ class Host:
 
     @contextmanager
     def patched(self) -> Iterator[None]:
-        event = SimpleNamespace(query=lambda: True, record=lambda *stream: None)
         cuda = SimpleNamespace(Stream=lambda device: object(), synchronize=lambda device: None)
         with ExitStack() as patches:
             for name, value in {
                 "torch.cuda": cuda,
-                "torch.Event": lambda device, **kind: event,
+                "torch.Event": self.make_event,
                 "dist.get_rank": lambda: self.of_thread.rank,
                 "dist.get_world_size": lambda: len(self.arenas),
                 "dist.new_group": lambda ranks, backend: SimpleNamespace(ranks=ranks),
@@ -289,6 +293,16 @@ class Ranks:
                 found, sent = room[p.to_row : p.to_row + p.num_rows], rows[p.row : p.row + p.num_rows]
                 self.num_wrong += not torch.equal(found, sent)
         room.fill_(float("nan"))
+
+
+def test_the_events_of_a_step_serve_the_next() -> None:
+    made = []
+    for num_steps in (1, 6):
+        host = Host(2)
+        with host.patched():
+            Ranks(host, 0).run(num_steps=num_steps)
+        made.append(host.num_events)
+    assert 0 < made[0] <= made[1] < 2 * made[0]
 
 
 @pytest.mark.parametrize("num_ranks", [2, 3])

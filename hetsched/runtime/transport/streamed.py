@@ -29,12 +29,11 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from itertools import chain
-from typing import Any, NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -44,6 +43,7 @@ from hetsched.runtime.arriving import Receive
 from hetsched.runtime.events import Arrival
 from hetsched.runtime.exchange import Channel, Lender, Message, StepSetup, Transfer
 from hetsched.runtime.transport.links import Link
+from hetsched.runtime.transport.pending import PendingMessages, Posted, what_is_missing
 from hetsched.runtime.transport.staged import StagedTransport
 from hetsched.runtime.watchdog import Watchdog
 
@@ -87,16 +87,6 @@ def check_queues(links: Sequence[Link], *, num_queues: int, of_senders: Collecti
     )
 
 
-class Posted(Protocol):
-    """What was enqueued for one link."""
-
-    @property
-    def is_awaited(self) -> bool:
-        """False for messages that are not known to be completed until somebody waits for them, and nobody does yet."""
-
-    def is_completed(self) -> bool: ...
-
-
 class Sending(Posted, Protocol):
     """Messages that are sent."""
 
@@ -123,24 +113,6 @@ class Carrier(Lender, Protocol):
     def receive(self, link: Link, messages: Mapping[int, Message]) -> Receiving: ...
 
 
-class Pending(NamedTuple):
-    """Messages of this step that had not left or arrived when last looked at.
-
-    Args:
-        work: the carrier's handle.
-        rows: by peer; their memory is kept until then.
-        transfer: what they belong to.
-        is_receive: whether this rank is the destination.
-        number: of those posted, in order.
-    """
-
-    work: Any
-    rows: Mapping[int, Message]
-    transfer: Transfer
-    is_receive: bool
-    number: int
-
-
 class StreamedTransport:
     """Sends and receives that never hold the host; messages of one link arrive in the order they were sent.
 
@@ -156,8 +128,7 @@ class StreamedTransport:
     def __init__(self, carrier: Carrier, links: Sequence[Link], *, device: torch.device, timeout: timedelta) -> None:
         self._carrier, self._rank, self._timeout_s = carrier, dist.get_rank(), timeout.total_seconds()
         self._link_of = {(w.tag, w.source, w.destination): link for link in links for w in link.wires}
-        self._pending: dict[Link, deque[Pending]] = {}
-        self._num_posted = 0
+        self._pending = PendingMessages()
         self._staged = StagedTransport(timeout=_LOADING_FACTOR * timeout)
         self.is_staged = False
         self._watchdog = Watchdog(limit_s=_HELD_FACTOR * self._timeout_s, missing=self._what_is_missing)
@@ -183,7 +154,7 @@ class StreamedTransport:
     @contextmanager
     def step(self, setup: StepSetup) -> Iterator[None]:
         """As in Transport: a step that may load kernels has its messages carried by the hosts."""
-        self.is_staged, self._pending = setup.may_load_kernels, {}
+        self.is_staged, self._pending = setup.may_load_kernels, PendingMessages()
         if not self.is_staged:
             self._carrier.prepare(setup)
         with self._watchdog.watching(patience=_LOADING_FACTOR if self.is_staged else 1):
@@ -210,7 +181,7 @@ class StreamedTransport:
         arrivals = []
         for link, part in self._by_link(transfer, messages, is_receive=False):
             work = self._carrier.send(link, transfer, part)
-            self._post(link, work, part, transfer)
+            self._pending.add(link, work, part, transfer, is_receive=False)
             arrivals.append(work.arrival)
         return arrivals
 
@@ -222,7 +193,7 @@ class StreamedTransport:
         works = []
         for link, part in self._by_link(transfer, messages, is_receive=True):
             works.append(self._carrier.receive(link, part))
-            self._post(link, works[-1], part, transfer, is_receive=True)
+            self._pending.add(link, works[-1], part, transfer, is_receive=True)
         return works[0] if len(works) == 1 else StreamedReceive(works)
 
     def flush(self) -> None:
@@ -236,11 +207,11 @@ class StreamedTransport:
         done.record()
         last_progress = time.monotonic()
         while True:
-            before = self._num_pending
-            self._forget_done()
-            if not self._num_pending and done.query():  # type: ignore[no-untyped-call]
+            before = len(self._pending)
+            self._pending.look()
+            if not self._pending and done.query():  # type: ignore[no-untyped-call]
                 return
-            if self._num_pending < before:
+            if len(self._pending) < before:
                 last_progress = time.monotonic()
                 self._watchdog.progress()
             if time.monotonic() - last_progress > self._timeout_s:
@@ -259,42 +230,15 @@ class StreamedTransport:
             of_link[link][peer] = message
         return list(of_link.items())
 
-    def _post(
-        self, link: Link, work: Posted, rows: Mapping[int, Message], transfer: Transfer, *, is_receive: bool = False
-    ) -> None:
-        # Memory that is still being sent must not go back to the allocator, which knows the current stream alone.
-        pending = self._pending.setdefault(link, deque())
-        # To ask takes the host as long as to record an event: once for two.
-        while len(pending) > 1 and pending[0].work.is_awaited and pending[1].work.is_completed():
-            pending.popleft()
-            pending.popleft()
-        pending.append(Pending(work, rows, transfer, is_receive, self._num_posted))
-        self._num_posted += 1
-
-    @property
-    def _num_pending(self) -> int:
-        return sum(map(len, self._pending.values()))
-
-    def _forget_done(self) -> None:
-        for pending in self._pending.values():
-            _forget_done(pending)
-
     def _what_is_missing(self) -> str:
         # Asking CUDA may hold this thread as well; then what was pending when last looked at has to do.
-        look = threading.Thread(target=self._forget_done, daemon=True)
+        look = threading.Thread(target=self._pending.look, daemon=True)
         look.start()
         look.join(_ASK_S)
         return self._what_is_pending()
 
     def _what_is_pending(self) -> str:
-        pending = sorted(chain(*map(list, self._pending.values())), key=lambda message: message.number)
-        return what_is_missing(pending, rank=self._rank, timeout_s=self._timeout_s)
-
-
-def _forget_done(pending: deque[Pending]) -> None:
-    """Messages of one link arrive in the order in which they were posted."""
-    while pending and pending[0].work.is_completed():
-        pending.popleft()
+        return what_is_missing(self._pending.in_order(), rank=self._rank, timeout_s=self._timeout_s)
 
 
 class StreamedReceive:
@@ -308,21 +252,3 @@ class StreamedReceive:
         seen = [work.wait() for work in self._works]
         # The current stream waits for one after the other.
         return seen[-1]
-
-
-def what_is_missing(pending: Sequence[Pending], *, rank: int, timeout_s: float) -> str:
-    """What a step waits for that has stood still: the first receive, since no action waits for a send.
-
-    Args:
-        pending: in the order in which this rank posted them.
-        rank: this one.
-        timeout_s: how long nothing went on.
-    """
-    candidates = [m for m in pending if m.is_receive and m.work.is_awaited] or [m for m in pending if m.is_receive]
-    message = next(iter([*candidates, *pending]), None)
-    if message is None:
-        return f"rank {rank}: the step stood still for {timeout_s:g} s: a rank is missing in a sum of gradients"
-    peers = "rank " + " or ".join(map(str, message.rows))
-    if message.is_receive:
-        return f"{message.transfer}: nothing arrived from {peers} on rank {rank} within {timeout_s:g} s"
-    return f"{message.transfer}: {peers} did not receive from rank {rank} within {timeout_s:g} s"
