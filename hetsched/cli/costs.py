@@ -91,10 +91,10 @@ def require_costs(program: Program, given: GivenCosts) -> None:
     Raises:
         UsageError: see above.
     """
-    total = 0
+    total, duration_ns = 0, given.costs.finder()
     try:
         for lane, actions in enumerate(program.lanes):
-            total += sum(given.costs.duration_ns(a, lane=lane) for a in actions if not a.kind.is_transfer)
+            total += sum(duration_ns(a, lane) for a in actions if not a.kind.is_transfer)
     except ScheduleError as error:
         raise UsageError(f"--cost: {error}") from error
     if total > _LARGEST:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -13,7 +12,7 @@ from hetsched.cli.usage import UsageError, positive
 from hetsched.errors import ScheduleError
 from hetsched.layout.placement import Edge, ModuleOnLanes, Topology
 from hetsched.lower.transfers import lower_transfers
-from hetsched.schedule.action import Action, Kind
+from hetsched.schedule.action import Kind
 from hetsched.schedule.encoder import POLICIES, EncoderLoads, ItemCost, Placement, PlacementOptions, place_encoders
 from hetsched.schedule.program import Program
 from hetsched.schedule.registry import sink_lanes
@@ -74,7 +73,7 @@ def encoded_program(args: argparse.Namespace, costs: Costs) -> Encoded:
     )
     lanes = sink_lanes(topology, sink=MODULE, pipeline=args.schedule, num_microbatches=args.microbatches)
     try:
-        loads = EncoderLoads(_durations(costs), {ENCODER: [_items(args, costs, m) for m in range(args.microbatches)]})
+        loads = EncoderLoads(costs.finder(), {ENCODER: [_items(args, costs, m) for m in range(args.microbatches)]})
     except ScheduleError as error:
         raise UsageError(f"--cost: {error}") from error
     placement = place_encoders(
@@ -93,21 +92,6 @@ def encoded_program(args: argparse.Namespace, costs: Costs) -> Encoded:
     )
     table = ActionTable({**costs.durations_ns.values, **placement.durations_ns})
     return Encoded(lower_transfers(placement.program), replace(costs, durations_ns=table), placement)
-
-
-def _durations(costs: Costs) -> Callable[[Action, int], int]:
-    """The costs of single actions, each looked up once for the microbatches that it is equal for."""
-    if not costs.durations_ns.is_by_stage:
-        return lambda action, lane: costs.duration_ns(action, lane=lane)
-    known: dict[Hashable, int] = {}
-
-    def find(action: Action, lane: int) -> int:
-        key = (action.kind, action.module, action.stage, tuple((part.module, part.stage) for part in action.parts))
-        if key not in known:
-            known[key] = costs.duration_ns(action, lane=lane)
-        return known[key]
-
-    return find
 
 
 def _check_flags(args: argparse.Namespace) -> None:

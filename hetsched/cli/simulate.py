@@ -14,10 +14,10 @@ from hetsched.cli.output import print_json, write
 from hetsched.cli.schedule_flags import MODULE, add_schedule_arguments, scheduled_program
 from hetsched.schedule.serialize import program_to_json
 from hetsched.show.unit import Unit
-from hetsched.sim.bubble import bubble_fraction, total_bubble
+from hetsched.sim.bubble import share_of_lanes, total_bubble
 from hetsched.sim.encoder import encoder_in_flight
 from hetsched.sim.live import peak_live_microbatches
-from hetsched.sim.simulate import simulate
+from hetsched.sim.simulate import simulate, simulated_makespan_ns
 from hetsched.sim.timeline import Timeline
 
 HELP = "time a schedule: makespan, bubble by cause, live microbatches"
@@ -41,12 +41,12 @@ def run(args: argparse.Namespace) -> int:
     """Simulate and print the figures, in the unit of the given costs."""
     program, given = scheduled_program(args), read_costs(args)
     require_costs(program, given)
-    timeline = simulate(program, given.costs)
     encoder = {}
     if args.encoder is None:
         require_no_encoder_flags(args)
+        timeline = simulate(program, given.costs)
     else:
-        alone, encoded = timeline.makespan_ns, encoded_program(args, given.costs)
+        alone, encoded = simulated_makespan_ns(program, given.costs), encoded_program(args, given.costs)
         program = encoded.program
         require_costs(program, replace(given, costs=encoded.costs))
         timeline = simulate(program, encoded.costs)
@@ -80,7 +80,7 @@ def _figures(timeline: Timeline, unit: Unit) -> dict[str, Any]:
         "gap": timeline.gap or 0.0,
         "bubble": {
             "total": unit.of(bubble.total),
-            "fraction": bubble_fraction(timeline),
+            "fraction": share_of_lanes(timeline, bubble),
             **{cause: unit.of(time) for cause, time in bubble.by_cause().items()},
         },
         "peak_live_microbatches": list(peak_live_microbatches(program)),

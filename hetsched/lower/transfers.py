@@ -16,6 +16,8 @@ from hetsched.schedule.action import Action, Kind, act
 from hetsched.schedule.program import Program
 
 _GIVES_INPUT_GRADIENT = (Kind.B, Kind.I)
+_AT_ENTRANCE = (Kind.RECV_F, Kind.SEND_B)
+"""Transfers with the stage before and over incoming boundaries; the others are with the stage after and outgoing."""
 
 
 def lower_transfers(program: Program) -> Program:
@@ -37,60 +39,76 @@ def _produced(program: Program) -> frozenset[tuple[str, int]]:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
+class _Ends:
+    """What reaches and leaves one stage of a module.
+
+    Args:
+        has_before, has_after: the stage before or after it lies on other lanes.
+        incoming, outgoing: boundaries that bring it rows, and that it feeds.
+        returning: those incoming ones whose producer has a backward.
+    """
+
+    has_before: bool
+    has_after: bool
+    incoming: tuple[Edge, ...]
+    outgoing: tuple[Edge, ...]
+    returning: frozenset[str]
+
+    @classmethod
+    def of(cls, topology: Topology, module: ModuleOnLanes, stage: int) -> _Ends:
+        last = module.num_stages - 1
+        incoming = tuple(e for e in topology.edges if e.consumer == module.name and e.stage == stage)
+        return cls(
+            has_before=stage > 0 and not _handed_over(module, stage - 1),
+            has_after=stage < last and not _handed_over(module, stage),
+            incoming=incoming,
+            outgoing=tuple(e for e in topology.edges if e.producer == module.name and stage == last),
+            returning=frozenset(e.name for e in incoming if topology.module(e.producer).has_backward),
+        )
+
+
 class _Lowering:
-    topology: Topology
-    produced: frozenset[tuple[str, int]]
+    """Adds transfers to the lists of lanes.
+
+    Args:
+        topology: of the program.
+        produced: (module, microbatch) pairs for which some lane runs a forward.
+    """
+
+    def __init__(self, topology: Topology, produced: frozenset[tuple[str, int]]) -> None:
+        self._produced = produced
+        self._ends = {
+            (module.name, stage): _Ends.of(topology, module, stage)
+            for module in topology.modules
+            for stage in range(module.num_stages)
+        }
 
     def lane(self, actions: Iterable[Action]) -> Iterator[Action]:
         for action in actions:
             for part in action.flat():
-                yield from self._receives(part)
+                yield from self._transfers(part, Kind.RECV_F, Kind.RECV_B)
             yield action
             for part in action.flat():
-                yield from self._sends(part)
+                yield from self._transfers(part, Kind.SEND_F, Kind.SEND_B)
 
-    def _receives(self, a: Action) -> Iterator[Action]:
-        module = self.topology.module(a.module)
+    def _transfers(self, a: Action, forward: Kind, backward: Kind) -> Iterator[Action]:
+        """What an action receives before it or sends after it, by transfers of the kind of its own direction."""
+        is_forward = a.kind is Kind.F
+        if not is_forward and a.kind not in _GIVES_INPUT_GRADIENT:
+            return
+        kind, ends = forward if is_forward else backward, self._ends[a.module, a.stage]
+        is_entrance = kind in _AT_ENTRANCE
         for m in a.microbatches:
-            if a.kind is Kind.F:
-                if a.stage > 0 and not _handed_over(module, a.stage - 1):
-                    yield act(a.module, a.stage, Kind.RECV_F, m)
-                for edge in self._incoming(a, m):
-                    yield act(edge.name, a.stage, Kind.RECV_F, m)
-            elif a.kind in _GIVES_INPUT_GRADIENT:
-                if a.stage + 1 < module.num_stages and not _handed_over(module, a.stage):
-                    yield act(a.module, a.stage, Kind.RECV_B, m)
-                for edge in self._outgoing(a):
-                    yield act(edge.name, a.stage, Kind.RECV_B, m)
-
-    def _sends(self, a: Action) -> Iterator[Action]:
-        module = self.topology.module(a.module)
-        for m in a.microbatches:
-            if a.kind is Kind.F:
-                if a.stage + 1 < module.num_stages and not _handed_over(module, a.stage):
-                    yield act(a.module, a.stage, Kind.SEND_F, m)
-                for edge in self._outgoing(a):
-                    yield act(edge.name, a.stage, Kind.SEND_F, m)
-            elif a.kind in _GIVES_INPUT_GRADIENT:
-                if a.stage > 0 and not _handed_over(module, a.stage - 1):
-                    yield act(a.module, a.stage, Kind.SEND_B, m)
-                for edge in self._incoming(a, m):
-                    if self.topology.module(edge.producer).has_backward:
-                        yield act(edge.name, a.stage, Kind.SEND_B, m)
-
-    def _incoming(self, a: Action, microbatch: int) -> list[Edge]:
-        """Boundaries that bring rows of this microbatch to this action's stage."""
-        return [
-            edge
-            for edge in self.topology.edges
-            if edge.consumer == a.module and edge.stage == a.stage and (edge.producer, microbatch) in self.produced
-        ]
-
-    def _outgoing(self, a: Action) -> list[Edge]:
-        """Boundaries that this action's stage feeds."""
-        last = self.topology.module(a.module).num_stages - 1
-        return [edge for edge in self.topology.edges if edge.producer == a.module and a.stage == last]
+            if ends.has_before if is_entrance else ends.has_after:
+                yield act(a.module, a.stage, kind, m)
+            if not is_entrance:
+                for edge in ends.outgoing:
+                    yield act(edge.name, a.stage, kind, m)
+            else:
+                for edge in ends.incoming:
+                    if (edge.producer, m) in self._produced and (is_forward or edge.name in ends.returning):
+                        yield act(edge.name, a.stage, kind, m)
 
 
 def _handed_over(module: ModuleOnLanes, stage: int) -> bool:

@@ -62,8 +62,13 @@ def total_bubble(timeline: Timeline) -> Bubble:
 
 def bubble_fraction(timeline: Timeline) -> float:
     """Idle time of all lanes over lanes times makespan."""
+    return share_of_lanes(timeline, total_bubble(timeline))
+
+
+def share_of_lanes(timeline: Timeline, bubble: Bubble) -> float:
+    """A bubble of all lanes over lanes times makespan."""
     total = timeline.makespan_ns * len(timeline.program.lanes)
-    return total_bubble(timeline).total / total if total else 0.0
+    return bubble.total / total if total else 0.0
 
 
 def _of_lane(timeline: Timeline, lane: int) -> Bubble:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,21 @@ class Costs:
         if action.parts:
             return sum(self.duration_ns(part, lane=lane) for part in action.parts)
         raise ScheduleError(f"no cost for {action} on lane {lane}; state one for {action.kind} at least")
+
+    def finder(self) -> Callable[[Action, int], int]:
+        """As ``duration_ns`` of an action and a lane, quicker for many: looked up once for those that are alike."""
+        if not self.durations_ns.is_by_stage:
+            return lambda action, lane: self.duration_ns(action, lane=lane)
+        known: dict[Hashable, int] = {}
+
+        def find(action: Action, lane: int) -> int:
+            of_parts = tuple((part.module, part.stage) for part in action.parts)
+            key = (action.kind, action.module, action.stage, len(action.microbatches), of_parts)
+            if key not in known:
+                known[key] = self.duration_ns(action, lane=lane)
+            return known[key]
+
+        return find
 
     def stated_ns(self, kind: Kind, module: str, stage: int, *, microbatch: int | None, lane: int) -> int | None:
         """Nanoseconds of one microbatch, by the rules above, or None."""

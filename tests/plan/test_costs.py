@@ -79,6 +79,16 @@ def test_the_compiled_durations_are_those_of_each_action(extra: dict[str, int]) 
     assert duration_array(check(program), costs).tolist() == expected
 
 
+@pytest.mark.parametrize("extra", [{}, {"F1": 70}, {"llm:2F@0": 9}])
+def test_what_is_looked_up_once_is_what_each_action_costs(extra: dict[str, int]) -> None:
+    costs = Costs(ActionTable.parse({"F": 3, "B": 5, "llm:1F": 4} | extra))
+    texts = "llm:0F0 llm:1F0-1 llm:1F2 llm:1F3-6 llm:0F1 llm:2F0 llm:0B0 llm:0REDUCE_GRAD"
+    pairs = ["(llm:0F1;llm:0B0)OVERLAP_F_B", "(llm:1F1;llm:2B0)OVERLAP_F_B"]
+    actions, find = 2 * [parse_action(text) for text in (*texts.split(), *pairs)], costs.finder()
+    for lane in (0, 1):
+        assert [find(a, lane) for a in actions] == [costs.duration_ns(a, lane=lane) for a in actions]
+
+
 def test_a_message_takes_latency_and_bytes_over_bandwidth_rounded_up() -> None:
     assert Link().time_ns(10**9) == 0
     assert Link(5, 1_000_000_000).time_ns(7) == 12

@@ -11,7 +11,7 @@ from hetsched.check.validate import Slots
 from hetsched.errors import ScheduleError
 from hetsched.schedule.program import Program
 from hetsched.sim.costs import Costs
-from hetsched.sim.simulate import simulate
+from hetsched.sim.simulate import simulate, simulated_makespan_ns
 from hetsched.sim.timeline import Stream, Timeline
 from tests.plan.random_programs import costs, program_pairs, programs
 from tests.plan.twin import Message, Twin
@@ -49,6 +49,18 @@ def agrees(twin: Twin) -> bool:
 @given(case=CASES)
 def test_the_engine_agrees_with_its_twin(case: tuple[Program, Costs, Slots, bool]) -> None:
     assert agrees(Twin(*case))
+
+
+@FEW
+@given(program=programs(), cost=costs())
+def test_the_makespan_alone_is_that_of_the_timeline(program: Program, cost: Costs) -> None:
+    try:
+        expected = simulate(program, cost).makespan_ns
+    except ScheduleError:
+        with pytest.raises(ScheduleError):
+            simulated_makespan_ns(program, cost)
+    else:
+        assert simulated_makespan_ns(program, cost) == expected
 
 
 class OtherWayAtTies(Twin):
