@@ -49,7 +49,8 @@ class StageMeta:
     ``[num_tokens, hidden]`` from the stage before, or None at a module's first stage, which
     starts from ``meta.inputs``. The last stage of an encoder returns the rows of its items, one item after the
     other; the last stage of the sink module returns ``(loss_sum, weight)``: a scalar, not
-    divided by anything, and the number that the sample weights of the microbatch must add up to.
+    divided by anything, and the number that the sample weights of the microbatch must add up to. Both are read when the
+    step ends, so neither may be memory that the stage writes again.
 
     ``rows`` and those of boundaries may lie in memory that is used again once the microbatch's backward (without one,
     its forward) is done. Autograd and what a stage returns are taken care of; what a stage keeps by itself, for a

@@ -9,6 +9,7 @@ numbers, from 0. Prints each file's last line, and all that a failing one printe
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,8 @@ from pathlib import Path
 import torch
 
 FOLDER = Path(__file__).parent
+LIMIT_S = 540.0
+"""Of a round; the longest takes half of it on two H100."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,10 @@ class Run:
             seen = environment.get("CUDA_VISIBLE_DEVICES")
             environment["CUDA_VISIBLE_DEVICES"] = seen.split(",")[self.gpu] if seen else str(self.gpu)
         with log.open("wb") as out:
-            return subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
+            # A session of its own, so that it ends with all its ranks.
+            return subprocess.Popen(
+                command, stdout=out, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+            )
 
 
 ROUNDS = (
@@ -64,6 +70,17 @@ ROUNDS = (
 )
 
 
+def is_good(process: subprocess.Popen[bytes], *, limit_s: float) -> bool:
+    """Whether a run ends well within its time; one that does not is stopped."""
+    try:
+        # 5: nothing was chosen, or all of it skips.
+        return process.wait(max(0.0, limit_s)) in (0, 5)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        return False
+
+
 def main() -> int:
     named = {f"test_{name}" for runs in ROUNDS for run in runs for name in run.files}
     missing = {path.stem for path in FOLDER.glob("test_*.py")} - named
@@ -78,13 +95,13 @@ def main() -> int:
             logs = [Path(folder, f"{number}-{place}") for place in range(len(runs))]
             started = [run.start(log) for run, log in zip(runs, logs, strict=True)]
             for run, process, log in zip(runs, started, logs, strict=True):
-                # 5: nothing was chosen, or all of it skips.
-                is_good, text = process.wait() in (0, 5), log.read_text(errors="replace")
-                failed += not is_good
-                if not is_good:
+                passed = is_good(process, limit_s=LIMIT_S - (time.monotonic() - began))
+                text = log.read_text(errors="replace")
+                failed += not passed
+                if not passed:
                     print(text, flush=True)
                 last, took = (text.splitlines() or [""])[-1], f"{time.monotonic() - began:.0f} s"
-                print(f"{'' if is_good else 'FAILED '}{run.name}, {took}: {last}", flush=True)
+                print(f"{'' if passed else 'FAILED '}{run.name}, {took}: {last}", flush=True)
     return 1 if failed else 0
 
 
