@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,15 +71,41 @@ ROUNDS = (
 )
 
 
+def end(process: subprocess.Popen[bytes]) -> None:
+    """With all its ranks; nothing where it has ended already."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
 def is_good(process: subprocess.Popen[bytes], *, limit_s: float) -> bool:
-    """Whether a run ends well within its time; one that does not is stopped."""
+    """Whether a run ends well within its time; one that does not is ended."""
     try:
         # 5: nothing was chosen, or all of it skips.
         return process.wait(max(0.0, limit_s)) in (0, 5)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        end(process)
         return False
+
+
+def num_failed(runs: Sequence[Run], folder: Path) -> int:
+    """Of a round, whose runs are side by side."""
+    failed, began = 0, time.monotonic()
+    logs = [folder / str(place) for place in range(len(runs))]
+    started = [run.start(log) for run, log in zip(runs, logs, strict=True)]
+    try:
+        for run, process, log in zip(runs, started, logs, strict=True):
+            passed = is_good(process, limit_s=LIMIT_S - (time.monotonic() - began))
+            text = log.read_text(errors="replace")
+            failed += not passed
+            if not passed:
+                print(text, flush=True)
+            last, took = (text.splitlines() or [""])[-1], f"{time.monotonic() - began:.0f} s"
+            print(f"{'' if passed else 'FAILED '}{run.name}, {took}: {last}", flush=True)
+    finally:
+        for process in started:
+            end(process)
+    return failed
 
 
 def main() -> int:
@@ -87,21 +114,11 @@ def main() -> int:
     if missing:
         print(f"run_all.py does not run {', '.join(sorted(missing))}: add them to a round", file=sys.stderr)
         return 1
-    chosen = {int(number) for number in sys.argv[1:]} or set(range(len(ROUNDS)))
+    chosen = [ROUNDS[int(number)] for number in sys.argv[1:]] or ROUNDS
     failed = 0
-    with tempfile.TemporaryDirectory() as folder:
-        for number, runs in ((number, runs) for number, runs in enumerate(ROUNDS) if number in chosen):
-            began = time.monotonic()
-            logs = [Path(folder, f"{number}-{place}") for place in range(len(runs))]
-            started = [run.start(log) for run, log in zip(runs, logs, strict=True)]
-            for run, process, log in zip(runs, started, logs, strict=True):
-                passed = is_good(process, limit_s=LIMIT_S - (time.monotonic() - began))
-                text = log.read_text(errors="replace")
-                failed += not passed
-                if not passed:
-                    print(text, flush=True)
-                last, took = (text.splitlines() or [""])[-1], f"{time.monotonic() - began:.0f} s"
-                print(f"{'' if passed else 'FAILED '}{run.name}, {took}: {last}", flush=True)
+    for runs in chosen:
+        with tempfile.TemporaryDirectory() as folder:
+            failed += num_failed(runs, Path(folder))
     return 1 if failed else 0
 
 
