@@ -39,11 +39,13 @@ class Rooms:
         num_slots: as many as are in use at once.
         of: by microbatch.
         returned: by microbatch, how many have been given back once its own has.
+        awaited: of those counts the ones that somebody waits for: a later message, or the next step.
     """
 
     num_slots: int = 0
     of: Mapping[int, Room] = field(default_factory=dict)
     returned: Mapping[int, int] = field(default_factory=dict)
+    awaited: frozenset[int] = frozenset()
 
     @classmethod
     def by(cls, events: Iterable[tuple[int, bool]]) -> Rooms:
@@ -65,11 +67,8 @@ class Rooms:
                 # The one that was given back first, so that whoever fills it waits least.
                 slot = free.pop(0) if free else len(emptied)
                 of[microbatch] = Room(slot, emptied.setdefault(slot, 0))
-        return cls(len(emptied), of, returned)
-
-    def is_awaited(self, count: int) -> bool:
-        """Whether anybody waits until so many have been given back: a later message, or the next step."""
-        return count == len(self.returned) or any(room.after == count for room in self.of.values())
+        awaited = frozenset(room.after for room in of.values()) - {0} | {len(returned)}
+        return cls(len(emptied), of, returned, awaited)
 
 
 class Arrival(NamedTuple):

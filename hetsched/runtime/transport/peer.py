@@ -179,7 +179,7 @@ class PeerCarrier:
         if slots is None:
             return
         count = slots.rooms.returned[transfer.microbatch]
-        if slots.rooms.is_awaited(count):
+        if count in slots.rooms.awaited:
             for source in self._sources[tag]:
                 library.stream_write_value(self._ends[tag, source, self._rank].returned, slots.num_before + count)
 
