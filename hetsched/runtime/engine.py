@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 
-import numpy as np
 import torch
 import torch.distributed as dist
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hetsched.batch import Batch, Sample
+from hetsched.batch import Batch
 from hetsched.errors import DataError, JobError, PlanError
 from hetsched.graph import make_topology
 from hetsched.ops import take_fault
@@ -27,6 +24,7 @@ from hetsched.runtime.exchange import Exchange, StepSetup, Transport
 from hetsched.runtime.executor import Executor, StepResult
 from hetsched.runtime.mesh import ModuleMesh, make_groups, make_meshes
 from hetsched.runtime.metered import MeteredTransport
+from hetsched.runtime.outputs import join_pieces, pieces_of
 from hetsched.runtime.overlap import RankTraffic, overlaps
 from hetsched.runtime.prepare import Prepared, prepare
 from hetsched.runtime.recorder import Recorder
@@ -149,11 +147,12 @@ class Engine:
         finally:
             for stage in self.stages.values():
                 stage.train()
-        mine = (float(result.loss_sum), self._outputs(step, result), _kernel_fault())
+        outputs = pieces_of(result.extras, step, self.plan.grids, rank=self.rank)
+        mine = (float(result.loss_sum), outputs, _kernel_fault())
         losses, rows, faults = zip(*gather_objects(mine, group=None), strict=True)
         if any(faults):
             raise ValueError(name_ranks(faults))
-        return EvaluationReport(sum(losses) / step.divisor, _join(piece for pieces in rows for piece in pieces))
+        return EvaluationReport(sum(losses) / step.divisor, join_pieces(piece for pieces in rows for piece in pieces))
 
     def timeline(self) -> Timeline:
         """The last step as it ran, on all ranks; every rank calls this. See hetsched.runtime.trace."""
@@ -300,29 +299,6 @@ class Engine:
             )
         num_tokens = sum(sample.num_tokens for sample in batch.samples)
         return make_report(every, divisor=step.divisor, num_tokens=num_tokens, is_on_gpu=self.device.type != "cpu")
-
-    def _outputs(self, step: StepPlan, result: StepResult) -> list[tuple[int, NDArray[np.int64], Tensor]]:
-        """What the last stage returned in eval mode, cut into samples: index, positions that are here, their rows."""
-        outputs = []
-        for (module, microbatch), extras in result.extras.items():
-            at = self.plan.grids[module].coordinates(self.rank)
-            held = step.shares[module, microbatch][at.dp]
-            for sample, positions, rows in held.by_member(at.cp):
-                assert isinstance(sample, Sample)
-                outputs.append((sample.index, positions, extras[0][rows].cpu()))
-        return outputs
-
-
-def _join(pieces: Iterable[tuple[int, NDArray[np.int64], Tensor]]) -> dict[int, Tensor]:
-    """The rows of each sample in the order of its positions, from the pieces that ranks had."""
-    of_sample: dict[int, list[tuple[NDArray[np.int64], Tensor]]] = defaultdict(list)
-    for index, positions, rows in pieces:
-        of_sample[index].append((positions, rows))
-    outputs = {}
-    for index, parts in of_sample.items():
-        order = torch.from_numpy(np.concatenate([positions for positions, _ in parts])).argsort()
-        outputs[index] = torch.cat([rows for _, rows in parts])[order]
-    return outputs
 
 
 def _kernel_fault() -> str | None:
