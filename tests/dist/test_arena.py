@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from hetsched.graph import make_topology
+from hetsched.lower.rooms import Room, Rooms
 from hetsched.plan import Plan
 from hetsched.runtime.channels import Channels, key_of
-from hetsched.runtime.exchange import Transfer, Wire
+from hetsched.runtime.exchange import Channel, Transfer, Wire
 from hetsched.runtime.step_rooms import largest_rooms, step_rooms
-from hetsched.runtime.transport.arena import place
+from hetsched.runtime.transport.arena import Slots, place
 from hetsched.runtime.transport.links import Link, make_links
 from hetsched.runtime.transport.peer import turn_of
 from hetsched.runtime.work import RankStep
@@ -63,6 +64,18 @@ def test_what_arrives_on_a_rank_fits_its_room(plan: Plan) -> None:
     assert all(largest[tag] >= num_bytes for tag, num_bytes in seen.items())
     # Rows of one rank that are no message take room as well, where they lie between those of others.
     assert any(largest[tag] == num_bytes for tag, num_bytes in seen.items())
+
+
+def test_a_rooms_rows_are_as_many_as_are_asked_for_and_lie_at_its_start() -> None:
+    channel = Channel(0, 4, torch.float32, "edge")
+    memory = [torch.arange(32, dtype=torch.float32).view(torch.uint8), torch.zeros(128, dtype=torch.uint8)]
+    slots = Slots(memory, Rooms(2, {0: Room(1, 0), 1: Room(0, 0), 2: Room(0, 1)}))
+    for num_rows in (8, 3, 0, 3):
+        rows = slots.rows(Transfer(channel, 1), num_rows)
+        assert rows.tolist() == torch.arange(4.0 * num_rows).view(num_rows, 4).tolist()
+    slots.rows(Transfer(channel, 2), 8)[5] = -1
+    assert slots.rows(Transfer(channel, 1), 8)[5].eq(-1).all(), "the same slot"
+    assert not slots.rows(Transfer(channel, 0), 8).any(), "another one"
 
 
 def test_every_wire_of_a_plan_has_places_and_a_link_and_every_receive_a_room() -> None:
