@@ -7,7 +7,6 @@ from collections.abc import Iterable
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter], group: dist.ProcessGroup | None) -> None:
@@ -24,11 +23,11 @@ def sum_gradients(parameters: Iterable[nn.Parameter], group: dist.ProcessGroup |
     if group is None or not gradients:
         return
     # One launch for all parameters instead of one for each: there are hundreds, and the GPU waits for the host here.
-    together = _flatten_dense_tensors(gradients)  # type: ignore[no-untyped-call]
+    together = torch.cat([gradient.reshape(-1) for gradient in gradients])
     wide = together.to(torch.promote_types(together.dtype, torch.float32))
     dist.all_reduce(wide, group=group)
-    parts = _unflatten_dense_tensors(wide.to(together.dtype), gradients)  # type: ignore[no-untyped-call]
-    torch._foreach_copy_(gradients, list(parts))
+    parts = torch.split(wide.to(together.dtype), [gradient.numel() for gradient in gradients])
+    torch._foreach_copy_(gradients, [part.view_as(of) for part, of in zip(parts, gradients, strict=True)])
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:

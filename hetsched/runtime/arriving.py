@@ -107,7 +107,4 @@ class Summed:
 
 def copy_all(to: Sequence[torch.Tensor], source: Sequence[torch.Tensor]) -> None:
     """Copy each tensor to that of the same number, on a GPU in few launches."""
-    if len(to) == 1:
-        to[0].copy_(source[0])
-    else:
-        torch._foreach_copy_(list(to), list(source))
+    torch._foreach_copy_(list(to), list(source))
