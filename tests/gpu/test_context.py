@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 import socket
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from itertools import count
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -110,6 +113,25 @@ def repeats(rank: int, group: dist.ProcessGroup) -> None:
     assert not any(every := gathered(found, group)), every
 
 
+def a_repeat_with_other_bits(rank: int, group: dist.ProcessGroup) -> None:
+    """One row of dq on the last rank, in the second repeat: every rank says so."""
+    calls, original = count(), results_of
+
+    def disturbed(*tensors: Tensor, **options: Any) -> tuple[Tensor, ...]:
+        results = original(*tensors, **options)
+        if next(calls) == 2 and rank == group.size() - 1:
+            results[1][-1] += 1
+        return results
+
+    here = sys.modules[__name__]
+    with (
+        mock.patch.object(here, "NUM_REPEATS", 3),
+        mock.patch.object(here, "results_of", disturbed),
+        pytest.raises(AssertionError, match="repeat 1, dq: 1 of"),
+    ):
+        repeats(rank, group)
+
+
 def other_work(gpu: int) -> None:
     """Keeps a GPU busy until the process is ended."""
     torch.cuda.set_device(gpu)
@@ -183,3 +205,7 @@ def test_a_lost_block_is_seen() -> None:
 def test_repeats_are_bitwise_equal(is_busy: bool) -> None:
     with busy_gpus(2) if is_busy else nullcontext():
         run(2, repeats)
+
+
+def test_a_repeat_with_other_bits_is_seen() -> None:
+    run(2, a_repeat_with_other_bits)
