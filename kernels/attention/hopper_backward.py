@@ -31,6 +31,8 @@ from hetsched.kernels.attention.hopper_support import (
     RANGES,
     ROW,
     START,
+    aggregate,
+    barriers,
     box,
     is_seen,
     load_box,
@@ -42,6 +44,33 @@ from hetsched.kernels.attention.hopper_support import (
 BLOCK_Q = gl.constexpr(64)
 BLOCK_K = gl.constexpr(128)
 HALF = gl.constexpr(64)
+
+
+@aggregate
+class Halves:
+    """Where the consumers meet for dq: score gradients that both read, and the half of dq that each makes."""
+
+    ds: gl.shared_memory_descriptor
+    ds_full: gl.shared_memory_descriptor
+    dq: gl.shared_memory_descriptor
+    dq_full: gl.shared_memory_descriptor
+    dq_empty: gl.shared_memory_descriptor
+
+    @gluon.constexpr_function
+    def __init__(self, ds, ds_full, dq, dq_full, dq_empty):
+        self.ds = ds
+        self.ds_full = ds_full
+        self.dq = dq
+        self.dq_full = dq_full
+        self.dq_empty = dq_empty
+
+
+@gluon.jit
+def _make_halves(dtype: gl.constexpr, layout: gl.constexpr, D: gl.constexpr):
+    dq_layout: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=32, rank=2)
+    ds = gl.allocate_shared_memory(dtype, [2, BLOCK_K, BLOCK_Q], layout)
+    dq = gl.allocate_shared_memory(gl.float32, [2, BLOCK_Q, D // 2], dq_layout)
+    return Halves(ds, barriers(2, 2), dq, barriers(2, 1), barriers(2, 1))
 
 
 @gluon.jit
@@ -91,11 +120,10 @@ def _produce(
 
 @gluon.jit
 def _step(
-    c: gl.constexpr, i, dk, dv, k_tile, v_tile, q, dout, lse_slots, delta_slots, ds_slots, ds_full, dq_slots, dq_full,
-    dq_empty, record, seen_ptr, num_keys, first, is_masked, scale_log2, D: gl.constexpr, MASK: gl.constexpr,
-    WITH_DQ: gl.constexpr,
+    c: gl.constexpr, i, dk, dv, k_tile, v_tile, q, dout, lse_slots, delta_slots, halves, record, seen_ptr, num_keys,
+    first, is_masked, scale_log2, D: gl.constexpr, MASK: gl.constexpr,
 ):  # fmt: skip
-    """Add query tile ``i``, the document's rows from ``first`` on, to dk and dv; with WITH_DQ, hand on its dq."""
+    """Add query tile ``i``, the document's rows from ``first`` on, to dk and dv; with ``halves``, hand on its dq."""
     LS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_Q, 16])
     LP: gl.constexpr = gl.DotOperandLayout(0, dk.type.layout, 2)
     dtype: gl.constexpr = q.slots.dtype
@@ -117,26 +145,26 @@ def _step(
     p16 = gl.convert_layout(p.to(dtype), LP)
     dv_token = warpgroup_mma(p16, dout_tile, dv, is_async=True)
     ds = (p * warpgroup_mma_wait(1, deps=[dp_token])).to(dtype)
-    if WITH_DQ:
-        ds_tile = ds_slots.index(i & 1)
+    if halves is not None:
+        ds_tile = halves.ds.index(i & 1)
         ds_tile.slice(c * HALF, HALF, dim=0).store(ds)
         fence_async_shared()
-        mbarrier.arrive(ds_full.index(i & 1), count=1)
+        mbarrier.arrive(halves.ds_full.index(i & 1), count=1)
     ds16 = gl.convert_layout(ds, LP)
     dk_token = warpgroup_mma(ds16, q_tile, dk, is_async=True)
-    if WITH_DQ:
+    if halves is not None:
         LQ: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D // 2, 16])
-        mbarrier.wait(ds_full.index(i & 1), (i >> 1) & 1)
+        mbarrier.wait(halves.ds_full.index(i & 1), (i >> 1) & 1)
         columns = k_tile.slice(c * (D // 2), D // 2, dim=1)
         no_dq = gl.zeros([BLOCK_Q, D // 2], gl.float32, LQ)
         dq_token = warpgroup_mma(ds_tile.permute((1, 0)), columns, no_dq, use_acc=False, is_async=True)
         dv, p16, dk, ds16 = warpgroup_mma_wait(1, deps=[dv_token, p16, dk_token, ds16])
         q.release(i)
         dq = warpgroup_mma_wait(0, deps=[dq_token])
-        mbarrier.wait(dq_empty.index(c), (i & 1) ^ 1)
-        dq_slots.index(c).store(dq)
+        mbarrier.wait(halves.dq_empty.index(c), (i & 1) ^ 1)
+        halves.dq.index(c).store(dq)
         fence_async_shared()
-        mbarrier.arrive(dq_full.index(c), count=1)
+        mbarrier.arrive(halves.dq_full.index(c), count=1)
     else:
         dv, p16, dk, ds16 = warpgroup_mma_wait(0, deps=[dv_token, p16, dk_token, ds16])
         q.release(i)
@@ -145,9 +173,8 @@ def _step(
 
 @gluon.jit
 def _consume(
-    c: gl.constexpr, schedule, dkv_ptr, seen_ptr, q, dout, k, v, lse_slots, delta_slots, ds_slots, ds_full, dq_slots,
-    dq_full, dq_empty, num_keys, scale_log2, GROUP: gl.constexpr, D: gl.constexpr, MASK: gl.constexpr,
-    WITH_DQ: gl.constexpr,
+    c: gl.constexpr, schedule, dkv_ptr, seen_ptr, q, dout, k, v, lse_slots, delta_slots, halves, num_keys, scale_log2,
+    GROUP: gl.constexpr, D: gl.constexpr, MASK: gl.constexpr,
 ):  # fmt: skip
     LA: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
     used = 0
@@ -171,9 +198,8 @@ def _consume(
             if MASK == RANGES:
                 is_masked |= count - step <= gl.load(record + FAR)
             first = (gl.load(record + START) + step) * BLOCK_Q
-            dk, dv = _step(c, t, dk, dv, k_tile, v_tile, q, dout, lse_slots, delta_slots, ds_slots, ds_full,
-                           dq_slots, dq_full, dq_empty, record, seen_ptr, num_keys, first, is_masked,
-                           scale_log2, D, MASK, WITH_DQ)  # fmt: skip
+            dk, dv = _step(c, t, dk, dv, k_tile, v_tile, q, dout, lse_slots, delta_slots, halves, record, seen_ptr,
+                           num_keys, first, is_masked, scale_log2, D, MASK)  # fmt: skip
         used = end
         k.release(i)
         v.release(i)
@@ -190,7 +216,7 @@ def _consume(
 
 
 @gluon.jit
-def _reduce_dq(schedule, dq_desc, dq_slots, dq_full, dq_empty, GROUP: gl.constexpr, D: gl.constexpr):
+def _reduce_dq(schedule, dq_desc, halves, GROUP: gl.constexpr, D: gl.constexpr):
     """Add the consumers' halves of dq to memory: a warp of its own waits for TMA to have read them."""
     done = 0
     i = 0
@@ -203,12 +229,12 @@ def _reduce_dq(schedule, dq_desc, dq_slots, dq_full, dq_empty, GROUP: gl.constex
             for step in range(count):
                 first = (start + step) * BLOCK_Q
                 for c in gl.static_range(2):
-                    mbarrier.wait(dq_full.index(c), done & 1)
+                    mbarrier.wait(halves.dq_full.index(c), done & 1)
                     at = box(q_row, num_queries, first, column + c * (D // 2))
-                    reduce_add(dq_desc, at, dq_slots.index(c).reshape(dq_desc.block_shape))
+                    reduce_add(dq_desc, at, halves.dq.index(c).reshape(dq_desc.block_shape))
                 for c in gl.static_range(2):
                     tma.store_wait(1 - c)
-                    mbarrier.arrive(dq_empty.index(c), count=1)
+                    mbarrier.arrive(halves.dq_empty.index(c), count=1)
                 done += 1
         i += 1
     tma.store_wait(0)
@@ -231,34 +257,26 @@ def dkv_kernel(
     DEPTH: gl.constexpr = 2 if WITH_DQ else 4
     layout: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
     q = make_ring(dtype, DEPTH, (BLOCK_Q, D), layout)
-    dout = make_ring(dtype, DEPTH, (BLOCK_Q, D), layout)
+    dout = make_ring(dtype, DEPTH, (BLOCK_Q, D), layout, released_by=q)
     k = make_ring(dtype, 1, (BLOCK_K, D), layout)
     v = make_ring(dtype, 1, (BLOCK_K, D), layout)
     lse_slots = gl.allocate_shared_memory(gl.float32, [DEPTH, BLOCK_Q], lse_desc.layout)
     delta_slots = gl.allocate_shared_memory(gl.float32, [DEPTH, BLOCK_Q], delta_desc.layout)
-    ds_slots = gl.allocate_shared_memory(dtype, [2, BLOCK_K, BLOCK_Q], layout)
-    dq_layout: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=32, rank=2)
-    dq_slots = gl.allocate_shared_memory(gl.float32, [2, BLOCK_Q, D // 2], dq_layout)
-    ds_full = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-    dq_full = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-    dq_empty = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-    for j in gl.static_range(2):
-        mbarrier.init(ds_full.index(j), count=2)
-        mbarrier.init(dq_full.index(j), count=1)
-        mbarrier.init(dq_empty.index(j), count=1)
+    if WITH_DQ:
+        halves = _make_halves(dtype, layout, D)
     fence_async_shared()
     schedule = schedule_of(workers_ptr, tiles_ptr, width, KV_HEADS)
     if WITH_DQ:
         gl.warp_specialize(
             [
-                (_consume, (0, schedule, dkv_ptr, seen_ptr, q, dout, k, v, lse_slots, delta_slots, ds_slots, ds_full,
-                            dq_slots, dq_full, dq_empty, num_keys, scale_log2, GROUP, D, MASK, True)),
-                (_consume, (1, schedule, dkv_ptr, seen_ptr, q, dout, k, v, lse_slots, delta_slots, ds_slots, ds_full,
-                            dq_slots, dq_full, dq_empty, num_keys, scale_log2, GROUP, D, MASK, True)),
+                (_consume, (0, schedule, dkv_ptr, seen_ptr, q, dout, k, v, lse_slots, delta_slots, halves, num_keys,
+                            scale_log2, GROUP, D, MASK)),
+                (_consume, (1, schedule, dkv_ptr, seen_ptr, q, dout, k, v, lse_slots, delta_slots, halves, num_keys,
+                            scale_log2, GROUP, D, MASK)),
                 (_produce, (schedule, q_desc, dout_desc, k_desc, v_desc, staged_q_desc, staged_dout_desc, lse_desc,
                             delta_desc, q, dout, k, v, lse_slots, delta_slots, padded_rows, stage_rows, GROUP, D,
                             PULLED)),
-                (_reduce_dq, (schedule, dq_desc, dq_slots, dq_full, dq_empty, GROUP, D)),
+                (_reduce_dq, (schedule, dq_desc, halves, GROUP, D)),
             ],
             [4, 1, 1],
             [240, 24, 24],
@@ -266,10 +284,10 @@ def dkv_kernel(
     else:
         gl.warp_specialize(
             [
-                (_consume, (0, schedule, dkv_ptr, seen_ptr, q, dout, k, v, lse_slots, delta_slots, ds_slots, ds_full,
-                            dq_slots, dq_full, dq_empty, num_keys, scale_log2, GROUP, D, MASK, False)),
-                (_consume, (1, schedule, dkv_ptr, seen_ptr, q, dout, k, v, lse_slots, delta_slots, ds_slots, ds_full,
-                            dq_slots, dq_full, dq_empty, num_keys, scale_log2, GROUP, D, MASK, False)),
+                (_consume, (0, schedule, dkv_ptr, seen_ptr, q, dout, k, v, lse_slots, delta_slots, None, num_keys,
+                            scale_log2, GROUP, D, MASK)),
+                (_consume, (1, schedule, dkv_ptr, seen_ptr, q, dout, k, v, lse_slots, delta_slots, None, num_keys,
+                            scale_log2, GROUP, D, MASK)),
                 (_produce, (schedule, q_desc, dout_desc, k_desc, v_desc, staged_q_desc, staged_dout_desc, lse_desc,
                             delta_desc, q, dout, k, v, lse_slots, delta_slots, padded_rows, stage_rows, GROUP, D,
                             PULLED)),

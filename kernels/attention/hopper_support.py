@@ -117,14 +117,24 @@ class Ring:
 
 
 @gluon.jit
-def make_ring(dtype: gl.constexpr, depth: gl.constexpr, shape: gl.constexpr, layout: gl.constexpr):
-    """A ring of ``depth`` slots for one producer and two consumers."""
+def barriers(number: gl.constexpr, arrivals: gl.constexpr):
+    """``number`` barriers, each for so many arrivals. Every one must be used by the kernel's warps.
+
+    The memory of one that nobody uses serves other things as well, and the GPU still takes it for a barrier: where it
+    stops the kernel, to let another process run, and goes on, it writes the barrier's state over them.
+    """
+    result = gl.allocate_shared_memory(gl.int64, [number, 1], mbarrier.MBarrierLayout())
+    for i in gl.static_range(number):
+        mbarrier.init(result.index(i), count=arrivals)
+    return result
+
+
+@gluon.jit
+def make_ring(dtype: gl.constexpr, depth: gl.constexpr, shape: gl.constexpr, layout: gl.constexpr, released_by=None):
+    """A ring of ``depth`` slots for one producer and two consumers; it may have its entries released by another's."""
     slots = gl.allocate_shared_memory(dtype, [depth, shape[0], shape[1]], layout)
-    full = gl.allocate_shared_memory(gl.int64, [depth, 1], mbarrier.MBarrierLayout())
-    empty = gl.allocate_shared_memory(gl.int64, [depth, 1], mbarrier.MBarrierLayout())
-    for i in gl.static_range(depth):
-        mbarrier.init(full.index(i), count=1)
-        mbarrier.init(empty.index(i), count=2)
+    full = barriers(depth, 1)
+    empty = barriers(depth, 2) if released_by is None else released_by.empty
     return Ring(slots, full, empty, depth)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.multiprocessing.spawn import spawn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hetsched.kernels.attention import attend, naive
@@ -18,6 +19,7 @@ from tests.kernels.attention_cases import Case, Inputs, check, inputs, lse_error
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 BACKENDS: tuple[Backend, ...] = ("triton", "hopper")
+NUM_REPEATS = 200
 FUZZ = (0, 1, 127, 128, 129, 1000, 2500)
 MASKS: dict[str, dict[str, Any]] = {
     "causal": {},
@@ -229,6 +231,29 @@ def _check_step_gradients(x: Inputs, carry: Any, tasks: list[Any], rows: list[to
             dv[row] += part_v
         for got, exact in zip((dq, dk, dv), expected, strict=True):
             assert relative(got, exact) < 1e-2
+
+
+def repeat(_: int, backend: Backend, head_dim: int) -> None:
+    """Forward and backward of kernels that run for long, again and again."""
+    case = Case((8192,), 8, 8, head_dim, torch.bfloat16)
+    x = inputs(case, device="cuda")
+    task, expected = task_of(case, case.ranges, x.q.device), None
+    for _ in range(NUM_REPEATS):
+        out, lse = attend.forward_step(x.q, x.k, x.v, task, backend=backend)
+        statistics = (lse, attend.row_delta(out, x.dout, backend=backend))
+        gradients = attend.backward_step(x.dout, x.q, x.k, x.v, statistics, task, backend=backend)
+        results = (out, lse, *gradients)
+        expected = results if expected is None else expected
+        for name, one, other in zip(("out", "lse", "dq", "dk", "dv"), results, expected, strict=True):
+            assert torch.equal(one, other), f"{name} has {int(one.isnan().sum())} NaN"
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_kernels_that_are_stopped_and_go_on_keep_their_bits(backend: Backend, head_dim: int) -> None:
+    """The GPU gives each of several processes its turn, and stops kernels that run when it ends."""
+    needs(backend)
+    spawn(repeat, args=(backend, head_dim), nprocs=4)  # type: ignore[no-untyped-call]
 
 
 def test_a_slice_of_a_fused_projection_is_taken_as_it_is() -> None:

@@ -24,6 +24,7 @@ FAMILIES = {
     "rows": ("sm90_rows", "kernels"),
     "attention": ("sm90_attention", "portable_kernels"),
     "attention-hopper": ("sm90_attention", "hopper_kernels"),
+    "wrong": ("sm90_wrong", "kernels"),
 }
 
 
@@ -38,7 +39,12 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Usage:
-    """What the machine code of one kernel uses; ``local_accesses`` are its loads and stores of spilled registers."""
+    """What one kernel uses.
+
+    Args:
+        local_accesses: loads and stores of spilled registers in the machine code.
+        idle_barriers: see :func:`idle_barriers`.
+    """
 
     name: str
     registers: int
@@ -47,6 +53,7 @@ class Usage:
     wide_loads: int
     wide_stores: int
     wgmma: int
+    idle_barriers: int
 
 
 def arguments(
@@ -88,7 +95,18 @@ def usage(kernel: Kernel) -> Usage:
     found = re.search(r"REG:(\d+) STACK:(\d+)", resources)
     assert found is not None, resources
     patterns = (r"\b(?:LDL|STL)\b", r"\bLDG\.E\.128\b", r"\bSTG\.E\.128\b", r"\bHGMMA\b")
-    return Usage(kernel.name, int(found[1]), int(found[2]), *(len(re.findall(pattern, code)) for pattern in patterns))
+    counts = (len(re.findall(pattern, code)) for pattern in patterns)
+    return Usage(kernel.name, int(found[1]), int(found[2]), *counts, idle_barriers(compiled.asm["ttgir"]))
+
+
+def idle_barriers(ttgir: str) -> int:
+    """How many blocks of barriers a kernel makes that no partition of its warps is given, in Triton's GPU dialect.
+
+    Other things lie in their memory too. Barriers of kernels without partitions are the compiler's own.
+    """
+    given = re.search(r"ttg\.warp_specialize\(([^)]*)\)", ttgir)
+    made = re.findall(r"(%\w+) = ttg\.local_alloc : \(\) -> !ttg\.memdesc<\w+xi64", ttgir)
+    return 0 if given is None else len(set(made) - set(given[1].split(", ")))
 
 
 def usage_of(family: str) -> list[dict[str, Any]]:
