@@ -1,7 +1,6 @@
 // What the ops of hetsched::: share: torch's tensors and stream made into plain pointers, and refusals of wrong ones.
 #pragma once
 
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <string>
@@ -9,23 +8,13 @@
 
 #include "cuda/put.h"
 #include "cuda/require.h"
-
-// Declared by the shim only where CUDA's headers are torch's own; every CUDA torch has it.
-extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** ret_stream);
+#include "cuda/stream.h"
 
 namespace hetsched::cuda {
 
 using torch::stable::Tensor;
 
-inline void check(cudaError_t error, const char* what) {
-  require(error == cudaSuccess, what, ": ", cudaGetErrorString(error));
-}
-
-inline cudaStream_t current_stream(const Tensor& tensor) {
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
-  return static_cast<cudaStream_t>(stream);
-}
+inline cudaStream_t current_stream(const Tensor& tensor) { return current_stream(tensor.get_device_index()); }
 
 inline int64_t row_bytes_of(const Tensor& rows) { return rows.size(1) * static_cast<int64_t>(rows.element_size()); }
 

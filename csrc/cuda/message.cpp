@@ -1,11 +1,5 @@
-// Messages put into a room in a peer's memory: wait until it is free, store the rows where they belong, count them.
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/library.h>
+#include "cuda/message.h"
 
-#include <optional>
-#include <vector>
-
-#include "cuda/arguments.h"
 #include "cuda/driver.h"
 #include "cuda/put.h"
 #include "cuda/require.h"
@@ -13,29 +7,22 @@
 namespace hetsched::cuda {
 namespace {
 
-// triples: row of the source, row of the room, number of rows. The room is bytes, which rows fill from its start.
-std::vector<Piece> pieces_of(const Tensor& rows, const std::vector<int64_t>& triples, const Tensor& room) {
-  check_rows("rows", rows, rows);
-  require(room.is_cuda() && room.dim() == 1 && room.is_contiguous() &&
-              room.scalar_type() == torch::headeronly::ScalarType::Byte,
-          "room must be contiguous bytes in a GPU's memory");
-  require(triples.size() % 3 == 0, "pieces must be triples: row, row of the room, number of rows");
-  const int64_t row_bytes = row_bytes_of(rows), room_rows = row_bytes == 0 ? 0 : room.size(0) / row_bytes;
-  const auto* from = static_cast<const char*>(rows.const_data_ptr());
-  auto* to = static_cast<char*>(room.mutable_data_ptr());
+std::vector<Piece> pieces_of(const Message& message) {
+  const int64_t room_rows = message.row_bytes == 0 ? 0 : message.room_bytes / message.row_bytes;
   std::vector<Piece> pieces;
-  pieces.reserve(triples.size() / 3);
-  for (size_t i = 0; i < triples.size(); i += 3) {
-    const int64_t row = triples[i], to_row = triples[i + 1], count = triples[i + 2];
-    require(count > 0 && row >= 0 && to_row >= 0 && count <= rows.size(0) - row && count <= room_rows - to_row,
-            "pieces[", i / 3, "] puts ", count, " rows from ", row, " of ", rows.size(0), " to ", to_row, " of ",
-            room_rows);
-    pieces.push_back({from + row * row_bytes, to + to_row * row_bytes, count * row_bytes});
+  pieces.reserve(message.runs.size());
+  for (const Run& run : message.runs) {
+    require(run.num_rows > 0 && run.row >= 0 && run.to_row >= 0 && run.num_rows <= message.num_rows - run.row &&
+                run.num_rows <= room_rows - run.to_row,
+            "pieces[", pieces.size(), "] puts ", run.num_rows, " rows from ", run.row, " of ", message.num_rows,
+            " to ", run.to_row, " of ", room_rows);
+    pieces.push_back({message.rows + run.row * message.row_bytes, message.room + run.to_row * message.row_bytes,
+                      run.num_rows * message.row_bytes});
   }
   return pieces;
 }
 
-// An event of this thread and the current device: a wait for it holds what it recorded when the wait was enqueued.
+// An event of this thread and device: a wait for it holds what it recorded when the wait was enqueued.
 cudaEvent_t reused_event(int device) {
   static thread_local std::vector<cudaEvent_t> events;
   if (events.size() <= static_cast<size_t>(device)) events.resize(device + 1, nullptr);
@@ -45,43 +32,31 @@ cudaEvent_t reused_event(int device) {
   return events[device];
 }
 
-void op_put_message(Tensor rows, std::vector<int64_t> pieces, Tensor room, Tensor arrived, int64_t number,
-                    std::optional<Tensor> returned, int64_t awaited, Tensor ticket, int64_t num_blocks,
-                    int64_t on_stream) {
-  const std::vector<Piece> list = pieces_of(rows, pieces, room);
-  uint32_t* count = counter_of("arrived", arrived);
-  uint32_t* blocks_done = counter_of("ticket", ticket);
-  const int device = rows.get_device_index();
-  const torch::stable::accelerator::DeviceGuard guard(device);
-  cudaStream_t here = current_stream(rows), stream = here;
-  if (on_stream != 0) stream = reinterpret_cast<cudaStream_t>(on_stream);
-  // The room first: mostly it is free long before the rows are made, and this wait is then over as well.
-  if (returned.has_value()) {
-    uint32_t* rooms = counter_of("returned", *returned);
-    check(stream_wait_value(rooms, static_cast<uint32_t>(awaited), stream), "put_message: room");
-  }
-  if (stream != here) {
-    cudaEvent_t made = reused_event(device);
-    check(cudaEventRecord(made, here), "put_message: rows");
-    check(cudaStreamWaitEvent(stream, made, 0), "put_message: rows");
-  }
-  const auto value = static_cast<uint32_t>(number);
-  if (num_blocks > 0 && !list.empty()) {
-    const Grid grid{static_cast<int>(num_blocks), blocks_done, stream};
-    check(pack_and_put(list, Flags{{count}, 1, value}, grid), "put_message");
+void store(const Message& message, const std::vector<Piece>& pieces) {
+  if (message.num_blocks > 0 && !pieces.empty()) {
+    const Grid grid{message.num_blocks, message.ticket, message.stream};
+    check(pack_and_put(pieces, Flags{{message.arrived}, 1, message.number}, grid), "put_message");
     return;
   }
-  check(copy_batch(list, stream), "put_message");
-  check(stream_write_value(count, value, stream), "put_message: count");
+  check(copy_batch(pieces, message.stream), "put_message");
+  check(stream_write_value(message.arrived, message.number, message.stream), "put_message: count");
 }
 
 }  // namespace
-}  // namespace hetsched::cuda
 
-STABLE_TORCH_LIBRARY_FRAGMENT(hetsched, m) {
-  m.def(
-      "put_message(Tensor rows, int[] pieces, Tensor(a!) room, Tensor(b!) arrived, int number, Tensor? returned,"
-      " int awaited, Tensor(c!) ticket, int num_blocks, int on_stream) -> ()");
+void put_message(const Message& message, cudaStream_t here, int device) {
+  const std::vector<Piece> pieces = pieces_of(message);
+  // The room first: mostly it is free long before the rows are made, and this wait is then over as well.
+  if (message.returned != nullptr) {
+    check(stream_wait_value(message.returned, message.awaited, message.stream), "put_message: room");
+  }
+  if (message.stream != here) {
+    cudaEvent_t made = reused_event(device);
+    check(cudaEventRecord(made, here), "put_message: rows");
+    check(cudaStreamWaitEvent(message.stream, made, 0), "put_message: rows");
+  }
+  store(message, pieces);
+  if (message.done != nullptr) check(cudaEventRecord(message.done, message.stream), "put_message: done");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(hetsched, CUDA, m) { m.impl("put_message", TORCH_BOX(&hetsched::cuda::op_put_message)); }
+}  // namespace hetsched::cuda

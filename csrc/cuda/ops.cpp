@@ -1,18 +1,15 @@
-// The ops of hetsched::: for runs of rows and for counters: checks of arguments, and calls of what does the work.
+// The ops of hetsched::: for runs of rows: checks of arguments, and calls of what does the work.
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
-#include <algorithm>
 #include <array>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "cuda/arguments.h"
-#include "cuda/driver.h"
 #include "cuda/put.h"
 #include "cuda/require.h"
-#include "cuda/wait.h"
 
 namespace hetsched::cuda {
 namespace {
@@ -104,29 +101,6 @@ void op_copy_runs(Tensor source, Tensor runs, std::vector<Tensor> destinations, 
   check(copy_batch(pieces, stream), "copy_runs");
 }
 
-void op_stream_write_value(Tensor counter, int64_t value) {
-  const torch::stable::accelerator::DeviceGuard guard(counter.get_device_index());
-  check(stream_write_value(counter_of("counter", counter), static_cast<uint32_t>(value), current_stream(counter)),
-        "stream_write_value");
-}
-
-void op_wait_for_counts(std::vector<Tensor> counters, std::vector<int64_t> values) {
-  require(!counters.empty() && counters.size() == values.size(), "there must be counters, and as many values: ",
-          counters.size(), " and ", values.size());
-  const int device = counters.front().get_device_index();
-  const torch::stable::accelerator::DeviceGuard guard(device);
-  for (size_t first = 0; first < counters.size(); first += kMaxCounts) {
-    Counts counts{};
-    counts.num_counts = static_cast<int>(std::min<size_t>(kMaxCounts, counters.size() - first));
-    for (int i = 0; i < counts.num_counts; ++i) {
-      require(counters[first + i].get_device_index() == device, "counters must be in one GPU's memory");
-      counts.addresses[i] = counter_of("counters", counters[first + i]);
-      counts.values[i] = static_cast<uint32_t>(values[first + i]);
-    }
-    check(wait_for_counts(counts, current_stream(counters.front())), "wait_for_counts");
-  }
-}
-
 }  // namespace
 }  // namespace hetsched::cuda
 
@@ -135,13 +109,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(hetsched, m) {
       "pack_and_put(Tensor source, Tensor runs, Tensor(a!)[] destinations, Tensor(b!)[] flags, int value,"
       " Tensor(c!)? ticket, int num_blocks) -> ()");
   m.def("copy_runs(Tensor source, Tensor runs, Tensor(a!)[] destinations, bool is_batched) -> ()");
-  m.def("stream_write_value(Tensor(a!) counter, int value) -> ()");
-  m.def("wait_for_counts(Tensor[] counters, int[] values) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(hetsched, CUDA, m) {
   m.impl("pack_and_put", TORCH_BOX(&hetsched::cuda::op_pack_and_put));
   m.impl("copy_runs", TORCH_BOX(&hetsched::cuda::op_copy_runs));
-  m.impl("stream_write_value", TORCH_BOX(&hetsched::cuda::op_stream_write_value));
-  m.impl("wait_for_counts", TORCH_BOX(&hetsched::cuda::op_wait_for_counts));
 }

@@ -1,5 +1,4 @@
 // Rows pulled out of peers' memory by the copy engine, each run announced by a counter that a kernel may wait for.
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
@@ -9,18 +8,12 @@
 
 #include "cuda/driver.h"
 #include "cuda/require.h"
-
-// Declared by the shim only where CUDA's headers are torch's own; every CUDA torch has it.
-extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** ret_stream);
+#include "cuda/stream.h"
 
 namespace hetsched::cuda {
 namespace {
 
 using torch::stable::Tensor;
-
-void check_call(cudaError_t error, const char* what) {
-  require(error == cudaSuccess, "pull_runs: ", what, ": ", cudaGetErrorString(error));
-}
 
 void check_tensors(const std::vector<Tensor>& sources, const Tensor& destination, const Tensor& runs,
                    const Tensor& counter) {
@@ -42,9 +35,7 @@ void check_tensors(const std::vector<Tensor>& sources, const Tensor& destination
 void op_pull_runs(std::vector<Tensor> sources, Tensor destination, Tensor runs, Tensor counter, int64_t first_value) {
   check_tensors(sources, destination, runs, counter);
   const torch::stable::accelerator::DeviceGuard guard(destination.get_device_index());
-  void* current = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(destination.get_device_index(), &current));
-  auto* stream = static_cast<cudaStream_t>(current);
+  cudaStream_t stream = current_stream(destination.get_device_index());
   auto* count = static_cast<uint32_t*>(counter.mutable_data_ptr());
   auto* to = static_cast<char*>(destination.mutable_data_ptr());
   const int64_t row_bytes = destination.size(1) * static_cast<int64_t>(destination.element_size());
@@ -59,10 +50,10 @@ void op_pull_runs(std::vector<Tensor> sources, Tensor destination, Tensor runs, 
             "runs[", i, "] copies ", num_rows, " rows from ", source_row, " of ", source.size(0), " to ", row, " of ",
             destination.size(0));
     const auto* from = static_cast<const char*>(source.const_data_ptr());
-    check_call(cudaMemcpyAsync(to + row * row_bytes, from + source_row * row_bytes, num_rows * row_bytes,
-                               cudaMemcpyDefault, stream),
-               "copy");
-    check_call(stream_write_value(count, static_cast<uint32_t>(first_value + i), stream), "write of the counter");
+    check(cudaMemcpyAsync(to + row * row_bytes, from + source_row * row_bytes, num_rows * row_bytes, cudaMemcpyDefault,
+                          stream),
+          "pull_runs: copy");
+    check(stream_write_value(count, static_cast<uint32_t>(first_value + i), stream), "pull_runs: counter");
   }
 }
 

@@ -2,6 +2,8 @@
 // the C++ library into _cuda.so and torch brings another: the two number a locale's facets differently.
 #pragma once
 
+#include <cuda_runtime_api.h>
+
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -24,6 +26,10 @@ void require(bool is_met, const Parts&... parts) {
   std::string message;
   (append(message, parts), ...);
   throw std::runtime_error(message);
+}
+
+inline void check(cudaError_t error, const char* what) {
+  require(error == cudaSuccess, what, ": ", cudaGetErrorString(error));
 }
 
 }  // namespace hetsched::cuda

@@ -11,7 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from hetsched.kernels.put import library
+from hetsched.kernels.put import counters
+from hetsched.kernels.put.counters import Counter
 from hetsched.kernels.put.pull import pull_runs
 from hetsched.parallel.meter import UNMEASURED, Meter
 
@@ -62,11 +63,13 @@ class Station:
         self.lost = torch.zeros(1, dtype=torch.int32, pin_memory=True)
         # two for each rank: its call up to which it is ready, and up to which it is done with this rank's memory
         memory, self._signals_shared = self._shared(8 * self._size)
-        self._signals = memory.zero_().view(torch.int32).view(self._size, 2, 1)
+        signals = memory.zero_().view(torch.int32).view(self._size, 2, 1)
+        self._signals = [[Counter(signals[rank, signal]) for rank in self._others()] for signal in range(2)]
         buffer = self._signals_shared.get_buffer
-        self._signals_at = {rank: buffer(rank, (self._size, 2, 1), torch.int32) for rank in self._others()}
+        of_others = [buffer(rank, (self._size, 2, 1), torch.int32)[self._rank] for rank in self._others()]
+        self._signals_at = [[Counter(of[signal]) for of in of_others] for signal in range(2)]
         # loaded here: a kernel is loaded when no stream waits
-        library.wait_for_counts([self.counter], [0])
+        counters.wait_for_counts([Counter(self.counter)], [0])
         self._meet()
 
     def open(self, shapes: Sequence[Shape], dtype: torch.dtype, meter: Meter) -> list[list[Tensor]]:
@@ -95,8 +98,8 @@ class Station:
         The meter is told of all of them as one. How long a kernel waits for its tiles only the kernel knows.
         """
         stream = torch.cuda.current_stream(self._device)
-        for rank in self._others():
-            library.stream_write_value(self._signals_at[rank][self._rank, 0], self._number)
+        for signal in self._signals_at[0]:
+            counters.stream_write_value(signal, self._number)
         passage = self._passage = meter.passage(sum(of.num_bytes for of in pulls))
         with passage.waiting():
             self._await(0)
@@ -108,8 +111,8 @@ class Station:
                 pull_runs(of.stages, of.stages[self._rank], of.runs, counter=self.counter, first=first)
                 self._landed = _wrapped(self._landed + of.runs.shape[0])
             passage.arrived()
-            for rank in self._others():
-                library.stream_write_value(self._signals_at[rank][self._rank, 1], self._number)
+            for signal in self._signals_at[1]:
+                counters.stream_write_value(signal, self._number)
         return landed
 
     def join(self) -> None:
@@ -124,9 +127,8 @@ class Station:
 
     def _await(self, signal: int) -> None:
         """Hold the stream until all others have signaled that they are ready (0) or done (1), in this call."""
-        counters = [self._signals[rank, signal] for rank in self._others()]
-        if counters:
-            library.wait_for_counts(counters, [self._number] * len(counters))
+        if awaited := self._signals[signal]:
+            counters.wait_for_counts(awaited, [self._number] * len(awaited))
 
     def _views(self, shape: Shape, offset: int, dtype: torch.dtype) -> list[Tensor]:
         assert self._memory is not None

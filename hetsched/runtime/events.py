@@ -9,9 +9,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
+
 
 class Event(Protocol):
     """A CUDA event with its time."""
+
+    @property
+    def event_id(self) -> Any:
+        """CUDA's handle, once it was recorded."""
 
     def record(self, stream: Any = None) -> Any: ...
 
@@ -21,6 +27,13 @@ class Event(Protocol):
 
     def elapsed_time(self, end_event: Any) -> float:
         """Milliseconds to a later event."""
+
+
+def recorded_event(device: torch.device) -> torch.Event:
+    """One that was recorded once: only then does CUDA know it, so that others than torch can record it again."""
+    event = torch.Event(device, enable_timing=True)
+    event.record()
+    return event
 
 
 class EventPool:

@@ -13,7 +13,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language._core import builtin
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
-from triton.language.core import _aggregate as aggregate
+from triton.language.core import _aggregate
 
 from hetsched.kernels.attention import work
 
@@ -22,6 +22,7 @@ if not hasattr(ir.builder, "create_async_tma_reduce") and not hasattr(
 ):
     raise ImportError("this Triton has neither TMA reductions nor Gluon")
 
+aggregate = _aggregate
 LOG2E = gl.constexpr(1.4426950408889634)
 LN2 = gl.constexpr(0.6931471805599453)
 ROW, NUM_ROWS = gl.constexpr(work.ROW), gl.constexpr(work.NUM_ROWS)

@@ -1,12 +1,13 @@
-"""Faces of ``hetsched/_cuda.so``: rows and counters put into the memory of GPUs of the same host.
+"""Faces of ``hetsched/_cuda.so``: rows put into the memory of GPUs of the same host.
 
-All work is enqueued on the current stream; nothing here waits. Destinations and counters are tensors on symmetric
-memory, as ``get_buffer`` of a rendezvous gives them, or the GPU's own memory.
+All work is enqueued on the current stream; nothing here waits. Destinations and flags are tensors on symmetric memory,
+as ``get_buffer`` of a rendezvous gives them, or the GPU's own memory.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,13 +28,19 @@ def missing() -> str | None:
         return "torch sees no CUDA GPU"
     if not _LIBRARY.exists():
         return f"{_LIBRARY.name} was not built: it needs nvcc and torch when setup.py runs"
-    torch.ops.load_library(_LIBRARY)
+    functions()
     return None
 
 
 @functools.cache
+def functions() -> Any:
+    """The compiled functions. Raises ImportError: they cannot be loaded here."""
+    return importlib.import_module("hetsched._cuda")
+
+
+@functools.cache
 def ops() -> Any:
-    """The compiled ops. Raises RuntimeError: they cannot be used here."""
+    """The compiled ops of torch's. Raises RuntimeError: they cannot be used here."""
     reason = missing()
     if reason is not None:
         raise RuntimeError(f"rows cannot be put into peers' memory here: {reason}")
@@ -93,23 +100,3 @@ def copy_runs(source: Tensor, runs: Tensor, destinations: Sequence[Tensor], *, i
         RuntimeError: as for ``pack_and_put``.
     """
     ops().copy_runs(source, runs, list(destinations), is_batched)
-
-
-def stream_write_value(counter: Tensor, value: int) -> None:
-    """Sets one int32 counter after all earlier work of the stream, without an SM."""
-    ops().stream_write_value(counter, value)
-
-
-def wait_for_counts(counters: Sequence[Tensor], values: Sequence[int]) -> None:
-    """Holds the current stream until each int32 counter has reached its value; the host does not wait.
-
-    A warp looks at them, and sees a change within a microsecond; a stream's own wait takes up to 8 us.
-
-    Args:
-        counters: one or more, in the memory of the current GPU.
-        values: of each; they may wrap around.
-
-    Raises:
-        RuntimeError: there are not as many values as counters, or a counter is not one int32 of this GPU.
-    """
-    ops().wait_for_counts(list(counters), list(values))

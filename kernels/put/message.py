@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import chain
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from hetsched.kernels.put import library
+from hetsched.kernels.put.counters import Counter, Handle
 
 MOST_COPIES = 128
 """Pieces of a message up to which the driver's batch of copies is used: it puts rows as fast as a single copy and no SM
@@ -21,44 +20,62 @@ class Destination(NamedTuple):
     """Where a message goes, and what is counted there.
 
     Args:
-        room: bytes in the receiver's memory, which rows fill from their start.
-        arrived: one int32 beside it, which counts messages.
-        number: what it becomes with this one; it only grows, and may wrap around.
-        returned: one int32 in the sender's memory that counts rooms that were given back; None if it need not be asked.
+        room: contiguous bytes in the receiver's memory, which rows fill from their start.
+        arrived: beside it, counts messages.
+        number: what it becomes with this one.
+        returned: in the sender's memory, counts rooms that were given back; None if it need not be asked.
         awaited: the count from which on this room is free.
     """
 
     room: Tensor
-    arrived: Tensor
+    arrived: Counter
     number: int
-    returned: Tensor | None = None
+    returned: Counter | None = None
     awaited: int = 0
 
 
 def put_message(
     rows: Tensor,
-    pieces: Sequence[tuple[int, int, int]],
+    pieces: tuple[tuple[int, int, int], ...],
     to: Destination,
     *,
-    ticket: Tensor,
+    ticket: Counter,
     stream: torch.cuda.Stream | None = None,
+    done: Handle | None = None,
 ) -> None:
     """Waits until the room is free, stores runs of rows into it and counts the message, all on the device.
 
     Few pieces are moved by the copy engine, many by the kernel. Nothing here waits.
 
     Args:
-        rows: contiguous ``[n, hidden]``.
+        rows: contiguous ``[n, hidden]`` in the memory of the ticket's GPU.
         pieces: first row, first row of the room and number of rows (> 0) of each; none for a message that only counts.
         to: where they go.
-        ticket: one int32 zero on the sender's GPU, for this stream's messages alone; it is zero again afterwards.
+        ticket: zero on the sender's GPU, for this stream's messages alone; it is zero again afterwards.
         stream: what it is enqueued on, after all that the current stream was given so far; the current one by default,
             which must not be the default stream unless the message only counts: the driver takes no batches there.
+        done: is recorded behind the message.
 
     Raises:
-        RuntimeError: a shape, dtype or device is wrong, a piece leaves the rows or the room, or there is no compiled
-            library.
+        RuntimeError: the rows are not contiguous, a piece leaves them or the room, or CUDA refuses.
     """
-    num_blocks = _NUM_BLOCKS if len(pieces) > MOST_COPIES else 0
-    on_stream = 0 if stream is None else stream.cuda_stream
-    library.ops().put_message(rows, list(chain(*pieces)), *to, ticket, num_blocks, on_stream)
+    if not rows.is_contiguous():
+        raise RuntimeError(f"rows must be contiguous, not {list(rows.shape)} with strides {rows.stride()}")
+    num_rows, hidden = rows.shape
+    library.functions().put_message(
+        rows.data_ptr(),
+        num_rows,
+        hidden * rows.itemsize,
+        pieces,
+        to.room.data_ptr(),
+        to.room.nbytes,
+        to.arrived.address,
+        to.number,
+        0 if to.returned is None else to.returned.address,
+        to.awaited,
+        ticket.address,
+        _NUM_BLOCKS if len(pieces) > MOST_COPIES else 0,
+        0 if stream is None else stream.cuda_stream,
+        0 if done is None else done.event_id,
+        ticket.device,
+    )

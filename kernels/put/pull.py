@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from hetsched.kernels.put import library
@@ -24,7 +23,4 @@ def pull_runs(sources: Sequence[Tensor], destination: Tensor, runs: Tensor, *, c
         RuntimeError: a shape, dtype or device is wrong, a run leaves its source or the destination, or there is no
             compiled library.
     """
-    reason = library.missing()
-    if reason is not None:
-        raise RuntimeError(f"rows cannot be pulled out of peers' memory here: {reason}")
-    torch.ops.hetsched.pull_runs(list(sources), destination, runs, counter, first)
+    library.ops().pull_runs(list(sources), destination, runs, counter, first)

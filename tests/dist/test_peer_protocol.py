@@ -49,7 +49,7 @@ class Host:
         self.world = SimpleNamespace(ranks=range(num_ranks))
         self.num_events = 0
 
-    def make_event(self, device: torch.device, *, enable_timing: bool) -> Any:
+    def make_event(self, device: torch.device) -> Any:
         self.num_events += 1
         return SimpleNamespace(query=lambda: True, record=lambda *stream: None)
 
@@ -67,7 +67,7 @@ class Host:
         with ExitStack() as patches:
             for name, value in {
                 "torch.cuda": cuda,
-                "torch.Event": self.make_event,
+                "recorded_event": self.make_event,
                 "dist.get_rank": lambda: self.of_thread.rank,
                 "dist.get_world_size": lambda: len(self.arenas),
                 "dist.new_group": lambda ranks, backend: SimpleNamespace(ranks=ranks),
@@ -77,15 +77,16 @@ class Host:
                 "symmetric": SimpleNamespace(is_reserved_for_others=lambda ranks: False, reserve=lambda ranks: None),
                 "put_message": put,
                 "library.pack_and_put": lambda *args: None,
-                "library.wait_for_counts": await_counts,
-                "library.stream_write_value": lambda counter, value: counter.fill_(value),
+                "Counter": lambda tensor: SimpleNamespace(tensor=tensor),
+                "counters.wait_for_counts": await_counts,
+                "counters.stream_write_value": lambda counter, value: counter.tensor.fill_(value),
             }.items():
                 patches.enter_context(mock.patch(f"{peer.__name__}.{name}", value))
             yield
 
 
-def await_counts(counters: Sequence[Tensor], values: Sequence[int]) -> None:
-    if any(int(counter) < value for counter, value in zip(counters, values, strict=True)):
+def await_counts(counters: Sequence[Any], values: Sequence[int], *, seen: Any = None) -> None:
+    if any(int(counter.tensor) < value for counter, value in zip(counters, values, strict=True)):
         raise WouldWaitError
 
 
@@ -96,7 +97,7 @@ def put(rows: Tensor, pieces: Sequence[tuple[int, int, int]], to: Any, **_: Any)
     for row, to_row, count in pieces:
         room = to.room[to_row * row_bytes : (to_row + count) * row_bytes].view(rows.dtype)
         room.copy_(rows[row : row + count].flatten())
-    to.arrived.fill_(to.number)
+    to.arrived.tensor.fill_(to.number)
 
 
 class Network:
@@ -345,7 +346,7 @@ MUTANTS: dict[str, Any] = {
         Slots, "awaited", lambda self, m: self.num_before + max(0, self.rooms.of[m].after - 1)
     ),
     "the count comes first": lambda: mock.patch.object(
-        peer, "put_message", lambda rows, pieces, to, **_: to.arrived.fill_(to.number)
+        peer, "put_message", lambda rows, pieces, to, **_: to.arrived.tensor.fill_(to.number)
     ),
     "rows land in the wrong places": lambda: mock.patch.object(
         peer, "put_message", lambda rows, pieces, to, **_: put(rows, [(0, b, n) for _, b, n in pieces], to)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import permutations
 from unittest import mock
@@ -16,6 +16,7 @@ from torch import Tensor
 from hetsched.kernels.put.message import Destination
 from hetsched.layout.rank_share import Piece, joined, outgoing
 from hetsched.lower.rooms import Rooms
+from hetsched.runtime.events import Event
 from hetsched.runtime.exchange import Message, StepSetup, Transfer, Wire
 from hetsched.runtime.transport.links import Link, make_links
 from hetsched.runtime.transport.peer import PeerCarrier, PeerReceive, PeerSend
@@ -32,17 +33,21 @@ def delay() -> None:
 _put = PeerCarrier._put
 
 
-def no_wait(self: PeerCarrier, message: Message, pieces: Sequence[Piece], to: Destination, link: Link) -> None:
+def no_wait(
+    self: PeerCarrier, message: Message, pieces: tuple[Piece, ...], to: Destination, link: Link, done: Event
+) -> None:
     """A mutant: rows are put before the room is given back."""
-    _put(self, message, pieces, to._replace(returned=None), link)
+    _put(self, message, pieces, to._replace(returned=None), link, done)
 
 
-def count_early(self: PeerCarrier, message: Message, pieces: Sequence[Piece], to: Destination, link: Link) -> None:
+def count_early(
+    self: PeerCarrier, message: Message, pieces: tuple[Piece, ...], to: Destination, link: Link, done: Event
+) -> None:
     """A mutant: the counter says that a message has arrived which has not left yet."""
-    _put(self, message, (), to, link)
+    _put(self, message, (), to, link, done)
     with torch.cuda.stream(self._streams[link]):
         torch.cuda._sleep(1_000_000)  # type: ignore[no-untyped-call]
-    _put(self, message, pieces, to, link)
+    _put(self, message, pieces, to, link, done)
 
 
 MUTANTS: dict[str, Callable[..., None] | None] = {

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from hetsched.kernels.attention import attend, hopper_pull
-from hetsched.kernels.put import library
+from hetsched.kernels.put import counters
 from hetsched.kernels.put.pull import pull_runs
 from hetsched.layout.tokens import tokens_of
 from hetsched.parallel import pull, station
@@ -157,7 +157,7 @@ def no_wait_for_readers() -> Iterator[None]:
     original = station.Station.open
 
     def hasty(self: station.Station, *args: Any) -> Any:
-        with mock.patch.object(library, "wait_for_counts"):
+        with mock.patch.object(counters, "wait_for_counts"):
             return original(self, *args)
 
     with mock.patch.object(station.Station, "open", hasty):

@@ -13,8 +13,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
-from hetsched.kernels.put import library, naive
+from hetsched.kernels.put import counters, library, naive
+from hetsched.kernels.put.counters import Counter
 from hetsched.kernels.put.message import MOST_COPIES, Destination, put_message
+from hetsched.runtime.events import recorded_event
 
 REASON = library.missing()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=REASON or "")
@@ -99,43 +101,45 @@ def test_a_message_waits_for_its_room_lands_in_it_and_is_counted(num_pieces: int
     room = torch.full((NUM_ROWS + 5, 129), float("nan"), device="cuda")
     expected = room.clone()
     naive.put_runs(source, torch.tensor([[row, 0, to_row, count] for row, to_row, count in pieces]), [expected])
-    arrived, returned, ticket = (torch.zeros(1, dtype=torch.int32, device="cuda") for _ in range(3))
-    arrived.fill_(-1)
+    arrived, returned, ticket = (Counter(torch.zeros(1, dtype=torch.int32, device="cuda")) for _ in range(3))
+    arrived.tensor.fill_(-1)
     link, late = torch.cuda.Stream(), torch.cuda.Stream()
     # The counter wraps around with this message.
     to = Destination(room.view(-1).view(torch.uint8), arrived, 2**32, returned, 7)
-    put_message(source, [(0, 0, 1)] * (num_pieces > MOST_COPIES) * num_pieces, to._replace(awaited=0), ticket=ticket)
+    put_message(source, ((0, 0, 1),) * (num_pieces > MOST_COPIES) * num_pieces, to._replace(awaited=0), ticket=ticket)
     room.fill_(float("nan"))
-    arrived.fill_(-1)
+    arrived.tensor.fill_(-1)
+    done = recorded_event(source.device)
     torch.cuda.synchronize()
-    put_message(source, pieces, to, ticket=ticket, stream=link)
-    assert not link.query(), "the room is not free yet"
+    put_message(source, tuple(pieces), to, ticket=ticket, stream=link, done=done)
+    assert not link.query() and not done.query(), "the room is not free yet"
     with torch.cuda.stream(late):
-        library.stream_write_value(returned, 7)
+        counters.stream_write_value(returned, 7)
     torch.cuda.synchronize()
-    assert (int(arrived), int(ticket)) == (0, 0)
+    assert done.query()
+    assert (int(arrived.tensor), int(ticket.tensor)) == (0, 0)
     assert torch.equal(bits(room), bits(expected))
 
 
 def test_a_message_without_rows_is_counted() -> None:
     rows, room = torch.zeros(1, 1, device="cuda"), torch.empty(0, dtype=torch.uint8, device="cuda")
-    arrived, ticket = (torch.zeros(1, dtype=torch.int32, device="cuda") for _ in range(2))
+    arrived, ticket = (Counter(torch.zeros(1, dtype=torch.int32, device="cuda")) for _ in range(2))
     put_message(rows, (), Destination(room, arrived, 3), ticket=ticket)
     torch.cuda.synchronize()
-    assert int(arrived) == 3
+    assert int(arrived.tensor) == 3
 
 
 @pytest.mark.parametrize(
     ("pieces", "words"),
     [
-        ([(0, 0, 8), (95, 8, 6)], r"pieces\[1\] puts 6 rows from 95 of 100 to 8 of 14"),
-        ([(0, 7, 8)], r"pieces\[0\] puts 8 rows from 0 of 100 to 7 of 14"),
-        ([(0, 0, 0)], r"puts 0 rows"),
-        ([(0, -1, 1)], r"to -1 of 14"),
+        (((0, 0, 8), (95, 8, 6)), r"pieces\[1\] puts 6 rows from 95 of 100 to 8 of 14"),
+        (((0, 7, 8),), r"pieces\[0\] puts 8 rows from 0 of 100 to 7 of 14"),
+        (((0, 0, 0),), r"puts 0 rows"),
+        (((0, -1, 1),), r"to -1 of 14"),
     ],
 )
-def test_pieces_outside_the_rows_or_the_room_are_refused(pieces: list[tuple[int, int, int]], words: str) -> None:
-    rows, counter = torch.zeros(100, 4, device="cuda"), torch.zeros(1, dtype=torch.int32, device="cuda")
+def test_pieces_outside_the_rows_or_the_room_are_refused(pieces: tuple[tuple[int, int, int], ...], words: str) -> None:
+    rows, counter = torch.zeros(100, 4, device="cuda"), Counter(torch.zeros(1, dtype=torch.int32, device="cuda"))
     room = torch.zeros(14 * 16 + 15, dtype=torch.uint8, device="cuda")
     with pytest.raises(RuntimeError, match=words):
         put_message(rows, pieces, Destination(room, counter, 1), ticket=counter)
@@ -166,23 +170,29 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
     with pytest.raises(RuntimeError, match="int64"):
         library.pack_and_put(source, runs.int(), [source])
     flag = torch.zeros(1, dtype=torch.int32, device="cuda")
+    with pytest.raises(RuntimeError, match="rows must be contiguous"):
+        put_message(source.t(), (), Destination(source.view(torch.uint8), Counter(flag), 1), ticket=Counter(flag))
+    with pytest.raises(ValueError, match="one int32 in a GPU's memory"):
+        Counter(flag.expand(2))
+    with pytest.raises(RuntimeError, match="as many values: 1 and 2"):
+        counters.wait_for_counts([Counter(flag)], [0, 0])
     with pytest.raises(RuntimeError, match="flags need a ticket"):
         torch.ops.hetsched.pack_and_put(source, runs, [source], [flag], 1, None, 1)
 
 
 def test_a_stream_waits_for_its_counter_even_across_the_wrap() -> None:
-    counter = torch.full((1,), -2, dtype=torch.int32, device="cuda")
+    counter = Counter(torch.full((1,), -2, dtype=torch.int32, device="cuda"))
     # A kernel is loaded with its first use, and loading it waits for every stream: not while one waits for a value.
     out = torch.full((1,), -1.0, device="cuda").add_(1)
     waiting, writing = torch.cuda.Stream(), torch.cuda.Stream()
     torch.cuda.synchronize()
     with torch.cuda.stream(waiting):
-        library.wait_for_counts([counter], [1])
+        counters.wait_for_counts([counter], [1])
         out.add_(1)
     assert not waiting.query()
     with torch.cuda.stream(writing):
-        library.stream_write_value(counter, 2**32 - 1)
-        library.stream_write_value(counter, 1)
+        counters.stream_write_value(counter, 2**32 - 1)
+        counters.stream_write_value(counter, 1)
     torch.cuda.synchronize()
     assert out.item() == 1
 
@@ -201,7 +211,7 @@ def exchange(rank: int, port: int, way: str) -> None:
     group = dist.group.WORLD
     outbox = symmetric_memory.rendezvous(inbox, group).get_buffer(peer, inbox.shape, inbox.dtype)
     sent = symmetric_memory.rendezvous(arrived, group).get_buffer(peer, (1,), torch.int32)
-    ticket = torch.zeros(1, dtype=torch.int32, device=device)
+    ticket, counts = torch.zeros(1, dtype=torch.int32, device=device), [Counter(of) for of in (arrived, sent)]
     num_wrong, sending = 0, torch.cuda.Stream()
     for value in range(1, NUM_ROUNDS + 1):
         made = [torch.Generator().manual_seed(2 * value + r) for r in range(2)]
@@ -214,18 +224,18 @@ def exchange(rank: int, port: int, way: str) -> None:
         dist.barrier()
         torch.cuda._sleep(int(torch.randint(0, 1_000_000, ())))  # type: ignore[no-untyped-call]
         if way == FLAG_EARLY:
-            library.stream_write_value(sent, value)
+            counters.stream_write_value(counts[1], value)
             torch.cuda._sleep(1_000_000)  # type: ignore[no-untyped-call]
         signal = library.Signal([sent], value, ticket)
         if way == COPIES:
             sending.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(sending):
                 library.copy_runs(rows[rank], runs[rank], [outbox], is_batched=True)
-                library.stream_write_value(sent, value)
+                counters.stream_write_value(counts[1], value)
         else:
             library.pack_and_put(rows[rank], runs[rank], [outbox], signal=signal)
         with torch.cuda.stream(torch.cuda.Stream()):
-            library.wait_for_counts([arrived], [value])
+            counters.wait_for_counts(counts[:1], [value])
             seen = inbox.clone()
         torch.cuda.synchronize()
         num_wrong += int(not torch.equal(bits(seen), bits(expected)))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from hetsched.kernels.put.counters import Counter
 from hetsched.lower.rooms import Rooms
 from hetsched.runtime.exchange import Transfer, Wire
 
@@ -114,7 +115,7 @@ class WireEnd:
         num_messages: so far, of all steps.
     """
 
-    arrived: Tensor
-    returned: Tensor
+    arrived: Counter
+    returned: Counter
     turn: int
     num_messages: int = 0

@@ -25,11 +25,13 @@ import torch.distributed._symmetric_memory as symmetric_memory
 from torch import Tensor
 
 from hetsched.errors import JobError
-from hetsched.kernels.put import library
+from hetsched.kernels.put import counters, library
+from hetsched.kernels.put.counters import Counter
 from hetsched.kernels.put.message import Destination, put_message
+from hetsched.layout.rank_share import Piece
 from hetsched.lower.rooms import Rooms
 from hetsched.parallel import symmetric
-from hetsched.runtime.events import Arrival, Event, EventPool, OfEvent
+from hetsched.runtime.events import Arrival, Event, EventPool, OfEvent, recorded_event
 from hetsched.runtime.exchange import Message, StepSetup, Transfer, Wire
 from hetsched.runtime.transport.arena import Inbox, Slots, WireEnd, padded, place
 from hetsched.runtime.transport.links import Link
@@ -97,25 +99,26 @@ class PeerCarrier:
         self._wires = list(self._turns)
         mine = [link for link in links if any(wire.source == self._rank for wire in link.wires)]
         self._streams = {link: torch.cuda.Stream(device) for link in mine}  # type: ignore[no-untyped-call]
-        self._tickets = {link: torch.zeros(1, dtype=torch.int32, device=device) for link in mine}
+        self._tickets = {link: Counter(torch.zeros(1, dtype=torch.int32, device=device)) for link in mine}
         self._nothing = torch.empty(0, dtype=torch.uint8, device=device)
         self._sources: dict[int, list[int]] = defaultdict(list)
         for wire in self._wires:
             if wire.destination == self._rank:
                 self._sources[wire.tag].append(wire.source)
-        self._events = EventPool(partial(torch.Event, device, enable_timing=True))
+        self._events = EventPool(partial(recorded_event, device))
         self._slot_bytes: dict[int, int] = {}
         self._num_slots: dict[Inbox, int] = {}
         self._slots: dict[Inbox, Slots] = {}
         self._ends: dict[tuple[int, int, int], WireEnd] = {}
         self._arena: Tensor | None = None
+        self._addresses = range(0)
         self._load_kernels()
 
     def _load_kernels(self) -> None:
         """Launch pack-and-put, which many short runs need, and the kernel that waits, while no stream waits."""
         rows = torch.zeros(2, 1, device=self._device)
         library.pack_and_put(rows, torch.tensor([[0, 0, 1, 1]]), [rows])
-        library.wait_for_counts([torch.zeros(1, dtype=torch.int32, device=self._device)], [0])
+        counters.wait_for_counts([Counter(torch.zeros(1, dtype=torch.int32, device=self._device))], [0])
         torch.cuda.synchronize(self._device)
 
     def prepare(self, setup: StepSetup) -> None:
@@ -134,14 +137,14 @@ class PeerCarrier:
     def _make_arena(self) -> None:
         self._wait_for_all()
         # What is mapped goes with this rank's own arena, so that has to stay until then.
-        self._ends, self._slots, self._arena = {}, {}, None
+        self._ends, self._slots, self._arena, self._addresses = {}, {}, None, range(0)
         places = place(self._wires, self._num_slots, self._slot_bytes)
         arena = symmetric_memory.empty(places.num_bytes, dtype=torch.uint8, device=self._device)
         arena.zero_()
         is_alone = len(self._neighbors.ranks) == 1
         handle = None if is_alone else symmetric_memory.rendezvous(arena, self._neighbors.group)
         torch.cuda.synchronize(self._device)
-        self._arena = arena
+        self._arena, self._addresses = arena, range(arena.data_ptr(), arena.data_ptr() + arena.nbytes)
         self._wait_for_all()
         of_rank = {self._rank: arena}
         for wire in self._wires:
@@ -153,8 +156,8 @@ class PeerCarrier:
                 of_rank[rank] = handle.get_buffer(place_of, (places.num_bytes,), torch.uint8)
             arrived, returned = places.arrived[wire], places.returned[wire]
             self._ends[wire.tag, wire.source, wire.destination] = WireEnd(
-                of_rank[wire.destination][arrived : arrived + 4].view(torch.int32),
-                of_rank[wire.source][returned : returned + 4].view(torch.int32),
+                Counter(of_rank[wire.destination][arrived : arrived + 4].view(torch.int32)),
+                Counter(of_rank[wire.source][returned : returned + 4].view(torch.int32)),
                 self._turns[wire],
             )
             inbox = wire.tag, wire.destination
@@ -181,20 +184,21 @@ class PeerCarrier:
         count = slots.rooms.returned[transfer.microbatch]
         if count in slots.rooms.awaited:
             for source in self._sources[tag]:
-                library.stream_write_value(self._ends[tag, source, self._rank].returned, slots.num_before + count)
+                counters.stream_write_value(self._ends[tag, source, self._rank].returned, slots.num_before + count)
 
     def lends(self, rows: Tensor) -> bool:
         """As in Lender."""
-        return self._arena is not None and 0 <= rows.data_ptr() - self._arena.data_ptr() < self._arena.nbytes
+        return rows.data_ptr() in self._addresses
 
     def send(self, link: Link, transfer: Transfer, messages: Mapping[int, Message]) -> PeerSend:
         """As in Carrier."""
-        stream, tag = self._streams[link], transfer.channel.tag
+        tag, done = transfer.channel.tag, self._events.take()
         ends = [(self._ends[tag, self._rank, peer], peer, message) for peer, message in messages.items()]
-        for end, peer, message in sorted(ends, key=lambda of: of[0].turn):
+        # The link's stream has done all of them when it has done the last.
+        for end, peer, message in sorted(ends, key=lambda of: of[0].turn) if len(ends) > 1 else ends:
             end.num_messages += 1
-            self._put(message, message.pieces, self._destination(end, peer, transfer), link)
-        return PeerSend(stream, self._events.take())
+            self._put(message, message.pieces, self._destination(end, peer, transfer), link, done)
+        return PeerSend(done)
 
     def _destination(self, end: WireEnd, peer: int, transfer: Transfer) -> Destination:
         # A signal is counted, and has no rows that would need a room.
@@ -203,8 +207,8 @@ class PeerCarrier:
         slots, m = self._slots[transfer.channel.tag, peer], transfer.microbatch
         return Destination(slots.room(m), end.arrived, end.num_messages, end.returned, slots.awaited(m))
 
-    def _put(self, message: Message, pieces: Sequence[tuple[int, int, int]], to: Destination, link: Link) -> None:
-        put_message(message.rows, pieces, to, ticket=self._tickets[link], stream=self._streams[link])
+    def _put(self, message: Message, pieces: tuple[Piece, ...], to: Destination, link: Link, done: Event) -> None:
+        put_message(message.rows, pieces, to, ticket=self._tickets[link], stream=self._streams[link], done=done)
 
     def receive(self, link: Link, messages: Mapping[int, Message]) -> PeerReceive:
         """As in Carrier: the rows arrive in their room by themselves."""
@@ -215,18 +219,16 @@ class PeerCarrier:
 
 
 class PeerSend:
-    """What was enqueued on a link's stream so far.
+    """Messages that a link's stream was given.
 
     Args:
-        stream: the link's.
-        done: an event for its end.
+        done: is recorded behind them.
     """
 
     is_awaited = True
 
-    def __init__(self, stream: torch.cuda.Stream, done: Event) -> None:
+    def __init__(self, done: Event) -> None:
         self._done = done
-        done.record(stream)
 
     def is_completed(self) -> bool:
         return self._done.query()
@@ -246,15 +248,14 @@ class PeerReceive:
         events: where to take one that tells when they were there for whoever waited.
     """
 
-    def __init__(self, counters: Sequence[Tensor], counts: Sequence[int], events: EventPool) -> None:
+    def __init__(self, counters: Sequence[Counter], counts: Sequence[int], events: EventPool) -> None:
         self._counters, self._counts, self._events = counters, counts, events
         self._seen: Event | None = None
 
     def wait(self) -> Arrival:
         """As in Receive: the current stream goes on when they are there."""
-        library.wait_for_counts(self._counters, self._counts)
         self._seen = self._events.take()
-        self._seen.record()
+        counters.wait_for_counts(self._counters, self._counts, seen=self._seen)
         return OfEvent(self._seen)
 
     @property
