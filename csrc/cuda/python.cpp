@@ -27,11 +27,7 @@ class Arguments {
     require(number == expected, "expected ", expected, " arguments, got ", number);
   }
 
-  int64_t number() {
-    const long long value = PyLong_AsLongLong(*next_++);
-    if (value == -1 && PyErr_Occurred() != nullptr) throw PythonError{};
-    return value;
-  }
+  int64_t number() { return number_of(*next_++); }
   uint32_t count() { return static_cast<uint32_t>(number()); }
   template <class T>
   T handle() {
@@ -43,22 +39,27 @@ class Arguments {
   std::vector<int64_t> numbers(Py_ssize_t of_each) {
     std::vector<int64_t> result;
     PyObject* all = *next_++;
-    const Py_ssize_t size = PyTuple_Size(all);
-    if (size < 0) throw PythonError{};
+    const Py_ssize_t size = size_of(all);
     result.reserve(size * of_each);
     for (Py_ssize_t i = 0; i < size; ++i) {
       PyObject* one = PyTuple_GetItem(all, i);
-      for (Py_ssize_t j = 0; j < of_each; ++j) {
-        PyObject* value = of_each == 1 ? one : PyTuple_GetItem(one, j);
-        if (value == nullptr) throw PythonError{};
-        result.push_back(PyLong_AsLongLong(value));
-      }
+      if (of_each > 1) require(size_of(one) == of_each, "expected tuples of ", of_each);
+      for (Py_ssize_t j = 0; j < of_each; ++j) result.push_back(number_of(of_each == 1 ? one : PyTuple_GetItem(one, j)));
     }
-    if (PyErr_Occurred() != nullptr) throw PythonError{};
     return result;
   }
 
  private:
+  static int64_t number_of(PyObject* object) {
+    const long long value = PyLong_AsLongLong(object);
+    if (value == -1 && PyErr_Occurred() != nullptr) throw PythonError{};
+    return value;
+  }
+  static Py_ssize_t size_of(PyObject* object) {
+    require(PyTuple_Check(object) != 0, "expected a tuple");
+    return PyTuple_Size(object);
+  }
+
   PyObject* const* next_;
 };
 

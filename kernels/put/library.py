@@ -28,7 +28,10 @@ def missing() -> str | None:
         return "torch sees no CUDA GPU"
     if not _LIBRARY.exists():
         return f"{_LIBRARY.name} was not built: it needs nvcc and torch when setup.py runs"
-    functions()
+    try:
+        functions()
+    except ImportError as error:
+        return f"{_LIBRARY.name} cannot be loaded: {error}; build it anew with this torch"
     return None
 
 
