@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from hetsched.cli import check, export, show, simulate, train
 from hetsched.cli.usage import Parser, UsageError
@@ -24,7 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = _parser().parse_args(argv)
     try:
-        code: int = args.run(args)
+        with _without_collector():
+            code: int = args.run(args)
         sys.stdout.flush()
     except UsageError as error:
         print(f"hetsched {args.command}: {error}", file=sys.stderr)
@@ -40,6 +43,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return code
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """A command makes millions of actions and no garbage in circles; the collector would look at all of them again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _parser() -> Parser:

@@ -8,16 +8,12 @@ microbatch send it, and a microbatch that nobody produces for has none.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 from hetsched.layout.placement import Edge, ModuleOnLanes, Topology
-from hetsched.schedule.action import Action, Kind, act
+from hetsched.schedule.action import Action, Kind
 from hetsched.schedule.program import Program
-
-_GIVES_INPUT_GRADIENT = (Kind.B, Kind.I)
-_AT_ENTRANCE = (Kind.RECV_F, Kind.SEND_B)
-"""Transfers with the stage before and over incoming boundaries; the others are with the stage after and outgoing."""
 
 
 def lower_transfers(program: Program) -> Program:
@@ -39,33 +35,21 @@ def _produced(program: Program) -> frozenset[tuple[str, int]]:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Ends:
-    """What reaches and leaves one stage of a module.
+class _Implied(NamedTuple):
+    """A transfer of every microbatch of an action.
 
     Args:
-        has_before, has_after: the stage before or after it lies on other lanes.
-        incoming, outgoing: boundaries that bring it rows, and that it feeds.
-        returning: those incoming ones whose producer has a backward.
+        edge: the boundary, or the module of both stages.
+        kind: of the transfer.
+        producer: only of microbatches that this module makes something for; None for all.
     """
 
-    has_before: bool
-    has_after: bool
-    incoming: tuple[Edge, ...]
-    outgoing: tuple[Edge, ...]
-    returning: frozenset[str]
+    edge: str
+    kind: Kind
+    producer: str | None = None
 
-    @classmethod
-    def of(cls, topology: Topology, module: ModuleOnLanes, stage: int) -> _Ends:
-        last = module.num_stages - 1
-        incoming = tuple(e for e in topology.edges if e.consumer == module.name and e.stage == stage)
-        return cls(
-            has_before=stage > 0 and not _handed_over(module, stage - 1),
-            has_after=stage < last and not _handed_over(module, stage),
-            incoming=incoming,
-            outgoing=tuple(e for e in topology.edges if e.producer == module.name and stage == last),
-            returning=frozenset(e.name for e in incoming if topology.module(e.producer).has_backward),
-        )
+
+_NOTHING: tuple[list[_Implied], list[_Implied]] = ([], [])
 
 
 class _Lowering:
@@ -78,37 +62,81 @@ class _Lowering:
 
     def __init__(self, topology: Topology, produced: frozenset[tuple[str, int]]) -> None:
         self._produced = produced
-        self._ends = {
-            (module.name, stage): _Ends.of(topology, module, stage)
-            for module in topology.modules
-            for stage in range(module.num_stages)
-        }
+        # By module, stage and kind of an action: what it receives before it, and what it sends after it.
+        self._implied: dict[tuple[str, int, Kind], tuple[list[_Implied], list[_Implied]]] = {}
+        for module in topology.modules:
+            for stage in range(module.num_stages):
+                forward, backward = _forward(topology, module, stage), _backward(topology, module, stage)
+                self._implied |= {
+                    (module.name, stage, kind): of
+                    for kind, of in ((Kind.F, forward), (Kind.B, backward), (Kind.I, backward))
+                }
 
     def lane(self, actions: Iterable[Action]) -> Iterator[Action]:
         for action in actions:
-            for part in action.flat():
-                yield from self._transfers(part, Kind.RECV_F, Kind.RECV_B)
+            parts = action.parts or (action,)
+            implied = [self._implied.get((part.module, part.stage, part.kind), _NOTHING) for part in parts]
+            for part, (received, _) in zip(parts, implied, strict=True):
+                if received:
+                    yield from self._transfers(part, received)
             yield action
-            for part in action.flat():
-                yield from self._transfers(part, Kind.SEND_F, Kind.SEND_B)
+            for part, (_, sent) in zip(parts, implied, strict=True):
+                if sent:
+                    yield from self._transfers(part, sent)
 
-    def _transfers(self, a: Action, forward: Kind, backward: Kind) -> Iterator[Action]:
-        """What an action receives before it or sends after it, by transfers of the kind of its own direction."""
-        is_forward = a.kind is Kind.F
-        if not is_forward and a.kind not in _GIVES_INPUT_GRADIENT:
-            return
-        kind, ends = forward if is_forward else backward, self._ends[a.module, a.stage]
-        is_entrance = kind in _AT_ENTRANCE
-        for m in a.microbatches:
-            if ends.has_before if is_entrance else ends.has_after:
-                yield act(a.module, a.stage, kind, m)
-            if not is_entrance:
-                for edge in ends.outgoing:
-                    yield act(edge.name, a.stage, kind, m)
-            else:
-                for edge in ends.incoming:
-                    if (edge.producer, m) in self._produced and (is_forward or edge.name in ends.returning):
-                        yield act(edge.name, a.stage, kind, m)
+    def _transfers(self, of: Action, implied: Sequence[_Implied]) -> list[Action]:
+        return [
+            Action(edge, of.stage, kind, m, m)
+            for m in of.microbatches
+            for edge, kind, producer in implied
+            if producer is None or (producer, m) in self._produced
+        ]
+
+
+def _forward(topology: Topology, module: ModuleOnLanes, stage: int) -> tuple[list[_Implied], list[_Implied]]:
+    """What a forward receives and sends."""
+    received, sent = [], []
+    if _has_before(module, stage):
+        received.append(_Implied(module.name, Kind.RECV_F))
+    received += [_Implied(edge.name, Kind.RECV_F, edge.producer) for edge in _incoming(topology, module, stage)]
+    if _has_after(module, stage):
+        sent.append(_Implied(module.name, Kind.SEND_F))
+    sent += [_Implied(edge.name, Kind.SEND_F) for edge in _outgoing(topology, module, stage)]
+    return received, sent
+
+
+def _backward(topology: Topology, module: ModuleOnLanes, stage: int) -> tuple[list[_Implied], list[_Implied]]:
+    """What a backward, or the half of it that gives the gradient of its input, receives and sends."""
+    received, sent = [], []
+    if _has_after(module, stage):
+        received.append(_Implied(module.name, Kind.RECV_B))
+    received += [_Implied(edge.name, Kind.RECV_B) for edge in _outgoing(topology, module, stage)]
+    if _has_before(module, stage):
+        sent.append(_Implied(module.name, Kind.SEND_B))
+    sent += [
+        _Implied(edge.name, Kind.SEND_B, edge.producer)
+        for edge in _incoming(topology, module, stage)
+        if topology.module(edge.producer).has_backward
+    ]
+    return received, sent
+
+
+def _incoming(topology: Topology, module: ModuleOnLanes, stage: int) -> list[Edge]:
+    return [edge for edge in topology.edges if edge.consumer == module.name and edge.stage == stage]
+
+
+def _outgoing(topology: Topology, module: ModuleOnLanes, stage: int) -> list[Edge]:
+    return [edge for edge in topology.edges if edge.producer == module.name and stage == module.num_stages - 1]
+
+
+def _has_before(module: ModuleOnLanes, stage: int) -> bool:
+    """Whether the stage before lies on other lanes."""
+    return stage > 0 and not _handed_over(module, stage - 1)
+
+
+def _has_after(module: ModuleOnLanes, stage: int) -> bool:
+    """Whether the stage after lies on other lanes."""
+    return stage < module.num_stages - 1 and not _handed_over(module, stage)
 
 
 def _handed_over(module: ModuleOnLanes, stage: int) -> bool:

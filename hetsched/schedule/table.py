@@ -85,15 +85,19 @@ class ActionTable:
                 raise ScheduleError(f"{text}: {value!r} is not an integer of at least 0")
         return cls({parse_pattern(text): value for text, value in values.items()})
 
+    def is_by_stage(self, module: str) -> bool:
+        """Whether no pattern that may be an action's of the module restricts the microbatch or the lane."""
+        return self._restricted.isdisjoint((module, None))
+
     @cached_property
-    def is_by_stage(self) -> bool:
-        """Whether no pattern restricts the microbatch or the lane."""
-        return not any(by_lane or by_microbatch for by_lane, by_microbatch, _ in self._masks)
+    def _restricted(self) -> frozenset[str | None]:
+        """Modules of the patterns that do."""
+        return frozenset(p.module for p in self.values if p.microbatch is not None or p.lane is not None)
 
     def find(self, kind: Kind, module: str, stage: int, *, microbatch: int | None, lane: int) -> int | None:
         """The value for one microbatch on a lane, or None."""
         key: tuple[object, ...] = (kind, module, stage)
-        if not self.is_by_stage:
+        if not self.is_by_stage(module):
             key = (kind, module, stage, microbatch, lane)
         if key not in self._found:
             self._found[key] = self._search(Pattern(kind, module, stage, microbatch, lane))

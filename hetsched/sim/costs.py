@@ -7,6 +7,7 @@ import json
 from array import array
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -91,13 +92,13 @@ class Costs:
 
     def finder(self) -> Callable[[Action, int], int]:
         """As ``duration_ns`` of an action and a lane, quicker for many: looked up once for those that are alike."""
-        if not self.durations_ns.is_by_stage:
-            return lambda action, lane: self.duration_ns(action, lane=lane)
         known: dict[Hashable, int] = {}
+        by_stage = cache(self.durations_ns.is_by_stage)
 
         def find(action: Action, lane: int) -> int:
-            of_parts = tuple((part.module, part.stage) for part in action.parts)
-            key = (action.kind, action.module, action.stage, len(action.microbatches), of_parts)
+            if action.parts or not by_stage(action.module):
+                return self.duration_ns(action, lane=lane)
+            key = (action.kind, action.module, action.stage, len(action.microbatches))
             if key not in known:
                 known[key] = self.duration_ns(action, lane=lane)
             return known[key]
@@ -158,26 +159,26 @@ def duration_array(flat: FlatProgram, costs: Costs) -> Int64s:
     Raises:
         ScheduleError: nothing is stated for an action.
     """
-    if costs.durations_ns.is_by_stage:
-        result = flat.compiled.durations(_stage_table(flat.program, costs))
-        if result.min(initial=0) >= 0:
-            return result
-    every = (
-        0 if action.kind.is_transfer else costs.duration_ns(action, lane=lane)
-        for lane, actions in enumerate(flat.program.lanes)
-        for action in actions
-    )
-    return np.fromiter(every, np.int64, flat.lane_begin[-1])
+    result = flat.compiled.durations(_stage_table(flat.program, costs))
+    lanes = flat.program.lanes
+    # What is not stated by stage alone, or not at all.
+    numbers = np.flatnonzero(result < 0)
+    of_lane = np.searchsorted(flat.lane_begin, numbers, side="right") - 1
+    for number, lane in zip(numbers.tolist(), of_lane.tolist(), strict=True):
+        result[number] = costs.duration_ns(lanes[lane][number - flat.lane_begin[lane]], lane=lane)
+    return result
 
 
 def _stage_table(program: Program, costs: Costs) -> Int64s:
-    """Nanoseconds of one microbatch by kind, fused pairs last, and stage; -1 where nothing is stated."""
+    """Nanoseconds of one microbatch by kind, fused pairs last, and stage; -1 where a stage alone does not tell."""
     stages = [(module.name, stage) for module in program.topology.modules for stage in range(module.num_stages)]
     table = np.full((len(KINDS) + 1, len(stages)), -1, np.int64)
     for row, kind in enumerate((*KINDS, Kind.OVERLAP_F_B)):
         if kind.is_transfer:
             continue
         for column, (module, stage) in enumerate(stages):
+            if not costs.durations_ns.is_by_stage(module):
+                continue
             stated = costs.stated_ns(kind, module, stage, microbatch=None, lane=0)
             table[row, column] = -1 if stated is None else stated
     return table
