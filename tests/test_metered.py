@@ -9,12 +9,13 @@ from dataclasses import dataclass
 import torch
 
 from hetsched.runtime.clock import HostClock
-from hetsched.runtime.events import Arrival, Event, EventPool, OfEvent
+from hetsched.runtime.events import Arrival, Event, EventPool
 from hetsched.runtime.exchange import Channel, Message, StepSetup, Transfer
 from hetsched.runtime.metered import MeteredTransport
 from hetsched.runtime.recorder import Recorder
 from hetsched.runtime.transport.memory import OwnMemory
 from hetsched.runtime.transport.nccl import NcclReceive
+from hetsched.runtime.transport.peer import PeerSend
 from hetsched.schedule.action import parse_action
 
 PEER = 3
@@ -58,7 +59,7 @@ class OneMessage(OwnMemory):
         return nullcontext()
 
     def send(self, transfer: Transfer, messages: Mapping[int, Message]) -> Sequence[Arrival]:
-        return [OfEvent(At(time_ns)) for time_ns in self.arrivals_ns]
+        return [PeerSend(At(time_ns)) for time_ns in self.arrivals_ns]
 
     def receive(self, transfer: Transfer, messages: Mapping[int, Message]) -> NcclReceive:
         rooms = {peer: message.packing().fill_(1) for peer, message in messages.items()}

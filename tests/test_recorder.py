@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import pytest
 
 from hetsched.runtime.clock import EventClock
-from hetsched.runtime.events import Arrival, Event, EventPool, OfEvent
+from hetsched.runtime.events import Arrival, Event, EventPool
 from hetsched.runtime.recorder import Recorder
+from hetsched.runtime.transport.peer import PeerSend
 from hetsched.schedule.action import parse_action
 
 F0, F1 = parse_action("llm:0F0"), parse_action("llm:0F1")
@@ -260,7 +261,7 @@ def test_a_wait_that_has_an_event_of_its_own_ends_with_it() -> None:
     recorder = Recorder(device.clock())
     recorder.begin_step()
     with recorder.action(F0):
-        wait = recorder.wait_for(lambda: OfEvent(FakeEvent(device, recorder.began_ns + 4_000_000)))
+        wait = recorder.wait_for(lambda: PeerSend(FakeEvent(device, recorder.began_ns + 4_000_000)))
         device.launch(9_000_000)
     recorder.end_step()
     (record,) = recorder.records
@@ -285,7 +286,7 @@ def test_what_has_an_event_of_its_own_takes_none_of_the_clocks() -> None:
     device = Device()
     clock = device.clock()
     clock.begin()
-    marks = [clock.mark(), clock.arrival(OfEvent(FakeEvent(device, clock.began_ns + 7_000_000))), clock.mark()]
+    marks = [clock.mark(), clock.arrival(PeerSend(FakeEvent(device, clock.began_ns + 7_000_000))), clock.mark()]
     assert marks == [0, 1, 2]
     times = clock.end()
     assert times[1] == 7_000_000 and times[0] < times[2] < 1_000_000
@@ -307,7 +308,10 @@ def test_an_arrival_is_seen_beside_the_work() -> None:
     clock.begin()
     began = clock.began_ns
     device.launch(9_000_000)
-    arrivals = [clock.arrival(Message(began + 4_000_000)), clock.arrival(OfEvent(FakeEvent(device, began + 3_000_000)))]
+    arrivals = [
+        clock.arrival(Message(began + 4_000_000)),
+        clock.arrival(PeerSend(FakeEvent(device, began + 3_000_000))),
+    ]
     done = clock.mark()
     times = clock.end()
     assert [times[arrival] for arrival in arrivals if arrival is not None] == [4_000_000, 3_000_000]

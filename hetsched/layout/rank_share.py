@@ -58,6 +58,7 @@ class RankShare:
         sends: by receiving rank, never this one.
         receives: by sending rank, never this one: the message's rows in the room, in its order.
         own: rows that stay: where they lie, and where they belong.
+        sent_rows: of all messages that are sent.
         num_rows: that arrive.
         room_rows: rows of the room.
         gaps: rows that nobody sends, which are zeros; none where rows are added up.
@@ -68,6 +69,7 @@ class RankShare:
     sends: Mapping[int, Outgoing] = field(default_factory=dict)
     receives: Mapping[int, Runs] = field(default_factory=dict)
     own: tuple[Piece, ...] = ()
+    sent_rows: int = 0
     num_rows: int = 0
     room_rows: int = 0
     gaps: Runs = ()
@@ -105,6 +107,7 @@ def rank_share(route: IntArray, rank: int, *, num_rows: int) -> RankShare:
         sends={peer: outgoing(pieces) for peer, pieces in sends.items()},
         receives={peer: joined(runs) for peer, runs in receives.items()},
         own=tuple(own),
+        sent_rows=sum(piece.num_rows for pieces in sends.values() for piece in pieces),
         num_rows=num_rows,
         room_rows=sum(count for runs in receives.values() for _, count in runs) if is_sum else num_rows,
         gaps=() if is_sum else _gaps(((row[3], row[4]) for row in arriving), num_rows),
@@ -154,7 +157,8 @@ def whole(source: int, destination: int, num_rows: int, *, rank: int) -> RankSha
     if num_rows == 0:
         return RankShare()
     if rank == source:
-        return RankShare(sends={destination: Outgoing(((0, num_rows),), (Piece(0, 0, num_rows),))})
+        message = Outgoing(((0, num_rows),), (Piece(0, 0, num_rows),))
+        return RankShare(sends={destination: message}, sent_rows=num_rows)
     return RankShare(receives={source: ((0, num_rows),)}, num_rows=num_rows, room_rows=num_rows)
 
 

@@ -130,7 +130,10 @@ class EventClock:
 
     def mark(self) -> int:
         """As in Clock."""
-        return self._mark(self._work)
+        event = self._events.take()
+        event.record(self._work)
+        self._moments.append(event)
+        return len(self._moments) - 1
 
     def mark_posted(self, last: int) -> int:
         """As in Clock: messages take nothing of the stream."""
@@ -138,7 +141,10 @@ class EventClock:
 
     def mark_here(self) -> int:
         """As in Clock."""
-        return self._mark(self._current())
+        event = self._events.take()
+        event.record(self._current())
+        self._moments.append(event)
+        return len(self._moments) - 1
 
     def arrival(self, of: Arrival) -> int | None:
         """As in Clock."""
@@ -152,12 +158,6 @@ class EventClock:
         last, ended_ns = self._meet()
         self.drift_ns = self._since_origin(last) - (ended_ns - self.began_ns)
         return [self._since_origin(event) for event in self._moments]
-
-    def _mark(self, stream: Any) -> int:
-        event = self._events.take()
-        event.record(stream)
-        self._moments.append(event)
-        return len(self._moments) - 1
 
     def _meet(self) -> tuple[Event, int]:
         """An event, and the host's time of it: of several tries the one that held the host least."""

@@ -50,10 +50,13 @@ class EventPool:
 
     def take(self) -> Event:
         """One that nobody has taken since ``take_back``."""
-        if self._num_taken == len(self._events):
+        number = self._num_taken
+        self._num_taken = number + 1
+        try:
+            return self._events[number]
+        except IndexError:
             self._events.append(self._make())
-        self._num_taken += 1
-        return self._events[self._num_taken - 1]
+            return self._events[number]
 
     def take_back(self) -> None:
         """Nobody asks for the times of those that were taken any more."""
@@ -81,14 +84,3 @@ class OfWorks:
         event = events.take()
         event.record(aside)
         return event
-
-
-@dataclass(frozen=True, slots=True)
-class OfEvent:
-    """What has an event of its own, with its time."""
-
-    event: Event
-
-    def seen(self, aside: Any, events: EventPool) -> Event:
-        """As in Arrival."""
-        return self.event

@@ -190,11 +190,9 @@ class Exchange:
         rows = self.lasting(rows)
         if share.own:
             self._kept[transfer.channel.tag].append(rows)
-        self._send(transfer, {peer: Message(rows, of.runs, of.pieces) for peer, of in share.sends.items()})
-
-    def _send(self, transfer: Transfer, messages: Mapping[int, Message]) -> None:
-        self.sent_bytes += sum(message.num_rows for message in messages.values()) * transfer.channel.row_bytes
-        if messages:
+        if share.sends:
+            self.sent_bytes += share.sent_rows * transfer.channel.row_bytes
+            messages = {peer: Message(rows, of.runs, of.pieces) for peer, of in share.sends.items()}
             self._transport.send(transfer, messages)
 
     def receive(self, transfer: Transfer, share: RankShare) -> Arriving:
@@ -224,7 +222,9 @@ class Exchange:
 
     def signal(self, transfer: Transfer, peers: Collection[int]) -> None:
         """Tell each of the ranks ``peers`` that something is done."""
-        self._send(transfer, {peer: self._token(transfer.channel) for peer in peers})
+        if peers:
+            self.sent_bytes += len(peers) * transfer.channel.row_bytes
+            self._transport.send(transfer, {peer: self._token(transfer.channel) for peer in peers})
 
     def await_signals(self, transfer: Transfer, counts: Mapping[int, int]) -> None:
         """Wait until each rank in ``counts`` has signaled so often since the step began."""

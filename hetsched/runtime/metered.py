@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from hetsched.layout.rank_share import Runs
 from hetsched.runtime.arriving import Receive
 from hetsched.runtime.events import Arrival
 from hetsched.runtime.exchange import Message, StepSetup, Transfer, Transport
@@ -60,10 +61,10 @@ class Traffic:
 
 
 class _Posted(NamedTuple):
-    """What was sent of one transfer: rows by peer, and the moments at which its rows were there and arrived."""
+    """What was sent of one transfer: runs of rows by peer, and the moments at which its rows were there and arrived."""
 
     transfer: Transfer
-    num_rows: Mapping[int, int]
+    runs: Mapping[int, Runs]
     moment: int
     arrived: Sequence[int]
 
@@ -101,8 +102,8 @@ class MeteredTransport(MemoryOfAnother):
         """As in Transport."""
         on_their_way = self._transport.send(transfer, messages)
         if not transfer.channel.is_signal:
-            num_rows = {peer: message.num_rows for peer, message in messages.items()}
-            self._sent.append(_Posted(transfer, num_rows, *self._recorder.sent(on_their_way)))
+            runs = {peer: message.runs for peer, message in messages.items()}
+            self._sent.append(_Posted(transfer, runs, *self._recorder.sent(on_their_way)))
         return on_their_way
 
     def receive(self, transfer: Transfer, messages: Mapping[int, Message]) -> Receive:
@@ -125,12 +126,12 @@ class MeteredTransport(MemoryOfAnother):
                 of.transfer.channel.name,
                 of.transfer.microbatch,
                 peer,
-                num_rows * of.transfer.channel.row_bytes,
+                sum(count for _, count in runs) * of.transfer.channel.row_bytes,
                 posted_ns=time_ns(of.moment),
                 arrived_ns=self._recorder.last_ns(of.arrived),
             )
             for of in self._sent
-            for peer, num_rows in of.num_rows.items()
+            for peer, runs in of.runs.items()
         )
         received = (
             Received(

@@ -37,18 +37,16 @@ class Kind(StrEnum):
     RESHARD = "RESHARD"
     REDUCE_GRAD = "REDUCE_GRAD"
 
-    @property
-    def is_compute(self) -> bool:
-        return self in _COMPUTE
+    is_compute: bool
+    is_transfer: bool
+    is_collective: bool
+    """Entered by every rank that holds the stage; belongs to the step, not to a microbatch."""
 
-    @property
-    def is_transfer(self) -> bool:
-        return self in _TRANSFER
-
-    @property
-    def is_collective(self) -> bool:
-        """Entered by every rank that holds the stage; belongs to the step, not to a microbatch."""
-        return self in _COLLECTIVE
+    def __init__(self, text: str) -> None:
+        # Kept, as they are asked for of millions of actions.
+        self.is_compute = text in ("F", "B", "I", "W", "OVERLAP_F_B")
+        self.is_transfer = text in ("SEND_F", "RECV_F", "SEND_B", "RECV_B")
+        self.is_collective = text in ("UNSHARD", "RESHARD", "REDUCE_GRAD")
 
 
 # In the order of csrc/core/program.h.
@@ -56,10 +54,6 @@ KINDS = (
     *(Kind.F, Kind.B, Kind.I, Kind.W, Kind.SEND_F, Kind.RECV_F, Kind.SEND_B, Kind.RECV_B),
     *(Kind.UNSHARD, Kind.RESHARD, Kind.REDUCE_GRAD),
 )
-
-_COMPUTE = frozenset({Kind.F, Kind.B, Kind.I, Kind.W, Kind.OVERLAP_F_B})
-_TRANSFER = frozenset({Kind.SEND_F, Kind.RECV_F, Kind.SEND_B, Kind.RECV_B})
-_COLLECTIVE = frozenset({Kind.UNSHARD, Kind.RESHARD, Kind.REDUCE_GRAD})
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from hetsched.runtime.events import Arrival, OfWorks
+from hetsched.runtime.events import Event, EventPool, OfWorks
 from hetsched.runtime.exchange import Message, StepSetup, Transfer
 from hetsched.runtime.transport.links import Link
 from hetsched.runtime.transport.memory import OwnMemory
@@ -90,10 +90,9 @@ class NcclWork:
     def wait(self) -> None:
         self.work.wait()
 
-    @property
-    def arrival(self) -> Arrival:
-        """As in Sending: a send ends with its receive."""
-        return OfWorks([self.work])
+    def seen(self, aside: Any, events: EventPool) -> Event:
+        """As in Arrival: a send ends with its receive."""
+        return OfWorks([self.work]).seen(aside, events)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -31,7 +32,7 @@ from hetsched.kernels.put.message import Destination, put_message
 from hetsched.layout.rank_share import Piece
 from hetsched.lower.rooms import Rooms
 from hetsched.parallel import symmetric
-from hetsched.runtime.events import Arrival, Event, EventPool, OfEvent, recorded_event
+from hetsched.runtime.events import Event, EventPool, recorded_event
 from hetsched.runtime.exchange import Message, StepSetup, Transfer, Wire
 from hetsched.runtime.transport.arena import Inbox, Slots, WireEnd, padded, place
 from hetsched.runtime.transport.links import Link
@@ -233,10 +234,9 @@ class PeerSend:
     def is_completed(self) -> bool:
         return self._done.query()
 
-    @property
-    def arrival(self) -> Arrival:
-        """As in Sending: rows that were put have arrived."""
-        return OfEvent(self._done)
+    def seen(self, aside: Any, events: EventPool) -> Event:
+        """As in Arrival: rows that were put have arrived."""
+        return self._done
 
 
 class PeerReceive:
@@ -252,11 +252,16 @@ class PeerReceive:
         self._counters, self._counts, self._events = counters, counts, events
         self._seen: Event | None = None
 
-    def wait(self) -> Arrival:
+    def wait(self) -> PeerReceive:
         """As in Receive: the current stream goes on when they are there."""
         self._seen = self._events.take()
         counters.wait_for_counts(self._counters, self._counts, seen=self._seen)
-        return OfEvent(self._seen)
+        return self
+
+    def seen(self, aside: Any, events: EventPool) -> Event:
+        """As in Arrival, once somebody has waited."""
+        assert self._seen is not None
+        return self._seen
 
     @property
     def is_awaited(self) -> bool:

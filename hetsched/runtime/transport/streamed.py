@@ -87,12 +87,8 @@ def check_queues(links: Sequence[Link], *, num_queues: int, of_senders: Collecti
     )
 
 
-class Sending(Posted, Protocol):
-    """Messages that are sent."""
-
-    @property
-    def arrival(self) -> Arrival:
-        """When they have arrived."""
+class Sending(Posted, Arrival, Protocol):
+    """Messages that are sent, and their arrival."""
 
 
 class Receiving(Posted, Protocol):
@@ -127,6 +123,7 @@ class StreamedTransport:
 
     def __init__(self, carrier: Carrier, links: Sequence[Link], *, device: torch.device, timeout: timedelta) -> None:
         self._carrier, self._rank, self._timeout_s = carrier, dist.get_rank(), timeout.total_seconds()
+        self.lends = carrier.lends
         self._link_of = {(w.tag, w.source, w.destination): link for link in links for w in link.wires}
         self._pending = PendingMessages()
         self._staged = StagedTransport(timeout=_LOADING_FACTOR * timeout)
@@ -169,20 +166,16 @@ class StreamedTransport:
         if not self.is_staged:
             self._carrier.give_back(transfer)
 
-    def lends(self, rows: torch.Tensor) -> bool:
-        """As in Lender."""
-        return self._carrier.lends(rows)
-
     def send(self, transfer: Transfer, messages: Mapping[int, Message]) -> Sequence[Arrival]:
         """As in Transport."""
         self._watchdog.progress()
         if self.is_staged:
             return self._staged.send(transfer, messages)
-        arrivals = []
+        arrivals: list[Arrival] = []
         for link, part in self._by_link(transfer, messages, is_receive=False):
             work = self._carrier.send(link, transfer, part)
             self._pending.add(link, work, part, transfer, is_receive=False)
-            arrivals.append(work.arrival)
+            arrivals.append(work)
         return arrivals
 
     def receive(self, transfer: Transfer, messages: Mapping[int, Message]) -> Receive:
