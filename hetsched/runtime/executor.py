@@ -29,9 +29,19 @@ Meanwhile = Callable[[], None]
 
 
 class StepWork(Protocol):
-    """What the executor asks about one step on this rank."""
+    """What the executor asks about one step on this rank.
+
+    Attributes:
+        divisor: weight of the global batch.
+        signals_to: by place in the list, whom an encoder's backward tells that it has given up its state.
+        signals_from: by place, how many signals of which ranks an encoder's forward awaits.
+        given_back: by place, whose rows nothing reads after that action, where rows are lent.
+    """
 
     divisor: int
+    signals_to: Mapping[int, Sequence[tuple[Transfer, Collection[int]]]]
+    signals_from: Mapping[int, Sequence[tuple[Transfer, Mapping[int, int]]]]
+    given_back: Mapping[int, Sequence[Transfer]]
 
     def num_tokens(self, module: str, microbatch: int) -> int:
         """Tokens of this rank's share; 0 where it has none."""
@@ -49,15 +59,6 @@ class StepWork(Protocol):
 
     def move(self, action: Action, microbatch: int) -> Move:
         """What a transfer moves."""
-
-    def signals_to(self, place: int) -> Iterable[tuple[Transfer, Collection[int]]]:
-        """Whom an encoder's backward, at a place of the list, tells that it has given up its state."""
-
-    def signals_from(self, place: int) -> Iterable[tuple[Transfer, Mapping[int, int]]]:
-        """How many signals of which ranks an encoder's forward, at a place of the list, awaits."""
-
-    def given_back(self, place: int) -> Iterable[Transfer]:
-        """Whose rows nothing reads after the action at a place of the list, where rows are lent."""
 
     def boundary_index(self, edge: str, microbatch: int) -> Tensor: ...
 
@@ -164,15 +165,15 @@ class Executor:
                 if place in meanwhile:
                     self._recorder.pause(meanwhile[place])
                 with self._recorder.action(action):
-                    for transfer, counts in work.signals_from(place):
+                    for transfer, counts in work.signals_from.get(place, ()):
                         self._exchange.await_signals(transfer, counts)
                     self._do[action.kind](action)
                 # After the record, so that who was waiting starts after its end in a measured timeline too.
-                for transfer, peers in work.signals_to(place):
+                for transfer, peers in work.signals_to.get(place, ()):
                     self._exchange.signal(transfer, peers)
                 for key in done_with.get(place, ()):
                     self._live.pop(key, None)
-                for transfer in work.given_back(place):
+                for transfer in work.given_back.get(place, ()):
                     self._exchange.give_back(transfer)
         if len(actions) in meanwhile:
             meanwhile[len(actions)]()

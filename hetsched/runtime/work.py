@@ -61,12 +61,13 @@ class RankStep:
         self._metas: dict[tuple[str, int], StageMeta] = {}
         self._indices: dict[tuple[str, int], Tensor] = {}
         self._moves: dict[tuple[Key, int], Move] = {}
-        # By place, as they are asked for before and after every action, mostly for nothing.
-        self._given = {
+        # Tables, as they are asked for before and after every action, mostly for nothing.
+        self.given_back: Mapping[int, Sequence[Transfer]] = self.rooms.ends[self._lane] if self.rooms.ends else {}
+        self.signals_to: Mapping[int, Sequence[tuple[Transfer, Collection[int]]]] = {
             place: [(transfer, self._others(lanes)) for transfer, lanes in of]
             for place, of in self._of_places(Kind.B, step.signals.given).items()
         }
-        self._awaited = {
+        self.signals_from: Mapping[int, Sequence[tuple[Transfer, Mapping[int, int]]]] = {
             place: [(t, {rank: n for lane, n in counts.items() for rank in self._others([lane])}) for t, counts in of]
             for place, of in self._of_places(Kind.F, step.signals.awaited).items()
         }
@@ -144,15 +145,6 @@ class RankStep:
 
     def move(self, action: Action, microbatch: int) -> Move:
         return self._moves[key_of(action.module, action.stage, action.kind), microbatch]
-
-    def given_back(self, place: int) -> Iterable[Transfer]:
-        return self.rooms.ends[self._lane].get(place, ()) if self.rooms.ends else ()
-
-    def signals_to(self, place: int) -> Iterable[tuple[Transfer, Collection[int]]]:
-        return self._given.get(place, ())
-
-    def signals_from(self, place: int) -> Iterable[tuple[Transfer, Mapping[int, int]]]:
-        return self._awaited.get(place, ())
 
     def _of_places(self, kind: Kind, table: Mapping[ShareKey, T]) -> dict[int, list[tuple[Transfer, T]]]:
         """What a table of signals says of the actions of one kind, by their places in this rank's list."""

@@ -63,17 +63,19 @@ class Work:
     divisor = 1
 
     def __init__(self, actions: Sequence[Action]) -> None:
-        self._ends = LaneRooms.of(actions).ends
+        channels = {Kind.RECV_F: FORWARD, Kind.RECV_B: BACKWARD}
+        self.signals_to: dict[int, Any] = {}
+        self.signals_from: dict[int, Any] = {}
+        self.given_back = {
+            place: [Transfer(channels[arrival.kind], arrival.microbatch) for arrival in arrivals]
+            for place, arrivals in LaneRooms.of(actions).ends.items()
+        }
 
     def __getattr__(self, name: str) -> Any:
         return {"recomputes": lambda *_: False, "needs_input_gradient": lambda *_: True}.get(name, lambda *_: ())
 
     def num_tokens(self, module: str, microbatch: int) -> int:
         return ROWS
-
-    def given_back(self, place: int) -> list[Transfer]:
-        channels = {Kind.RECV_F: FORWARD, Kind.RECV_B: BACKWARD}
-        return [Transfer(channels[arrival.kind], arrival.microbatch) for arrival in self._ends.get(place, ())]
 
     def meta(self, *_: Any) -> StageMeta:
         return StageMeta(0, torch.tensor([0, ROWS]), ROWS, torch.arange(ROWS), {}, {})
