@@ -80,6 +80,18 @@ class OnDevice {
   int device_, before_ = 0;
 };
 
+// Lets other threads of Python's go on for as long as it lives: where CUDA holds this one, a watchdog has to say so.
+class WithoutLock {
+ public:
+  WithoutLock() : state_(PyEval_SaveThread()) {}
+  ~WithoutLock() { PyEval_RestoreThread(state_); }
+  WithoutLock(const WithoutLock&) = delete;
+  WithoutLock& operator=(const WithoutLock&) = delete;
+
+ private:
+  PyThreadState* state_;
+};
+
 void put(Arguments arguments) {
   Message message{};
   message.rows = arguments.handle<const char*>();
@@ -98,6 +110,7 @@ void put(Arguments arguments) {
   message.stream = arguments.handle<cudaStream_t>();
   message.done = arguments.handle<cudaEvent_t>();
   const int device = static_cast<int>(arguments.number());
+  const WithoutLock unlocked;
   const OnDevice guard(device);
   cudaStream_t here = current_stream(device);
   if (message.stream == nullptr) message.stream = here;
@@ -110,6 +123,7 @@ void wait(Arguments arguments) {
   const int device = static_cast<int>(arguments.number());
   require(!addresses.empty() && addresses.size() == values.size(), "there must be counters, and as many values: ",
           addresses.size(), " and ", values.size());
+  const WithoutLock unlocked;
   const OnDevice guard(device);
   cudaStream_t stream = current_stream(device);
   for (size_t first = 0; first < addresses.size(); first += kMaxCounts) {
@@ -128,6 +142,7 @@ void write(Arguments arguments) {
   auto* counter = arguments.handle<uint32_t*>();
   const uint32_t value = arguments.count();
   const int device = static_cast<int>(arguments.number());
+  const WithoutLock unlocked;
   const OnDevice guard(device);
   check(stream_write_value(counter, value, current_stream(device)), "stream_write_value");
 }
