@@ -64,7 +64,7 @@ class CMakeBuild(build_ext):  # type: ignore[misc]  # setuptools is untyped
         self.copy_cuda(ROOT / "hetsched")
 
     def copy_cuda(self, folder: Path) -> None:
-        """_cuda.so is no Python module, so setuptools does not know of it."""
+        """_cuda.so is built only where there is nvcc, so setuptools is not told of it."""
         if (BUILD_DIR / "_cuda.so").exists():
             shutil.copy2(BUILD_DIR / "_cuda.so", folder)
 

@@ -243,19 +243,19 @@ class PeerReceive:
     """Messages that arrive in their room.
 
     Args:
-        counters: of the wires that they come by.
+        arrived: the counters of the wires that they come by.
         counts: what each is once its message is there.
         events: where to take one that tells when they were there for whoever waited.
     """
 
-    def __init__(self, counters: Sequence[Counter], counts: Sequence[int], events: EventPool) -> None:
-        self._counters, self._counts, self._events = counters, counts, events
+    def __init__(self, arrived: Sequence[Counter], counts: Sequence[int], events: EventPool) -> None:
+        self._arrived, self._counts, self._events = arrived, counts, events
         self._seen: Event | None = None
 
     def wait(self) -> PeerReceive:
         """As in Receive: the current stream goes on when they are there."""
         self._seen = self._events.take()
-        counters.wait_for_counts(self._counters, self._counts, seen=self._seen)
+        counters.wait_for_counts(self._arrived, self._counts, seen=self._seen)
         return self
 
     def seen(self, aside: Any, events: EventPool) -> Event:

@@ -123,6 +123,7 @@ class StreamedTransport:
 
     def __init__(self, carrier: Carrier, links: Sequence[Link], *, device: torch.device, timeout: timedelta) -> None:
         self._carrier, self._rank, self._timeout_s = carrier, dist.get_rank(), timeout.total_seconds()
+        # As in Lender; asked for every message, and the same whether the step is staged.
         self.lends = carrier.lends
         self._link_of = {(w.tag, w.source, w.destination): link for link in links for w in link.wires}
         self._pending = PendingMessages()
