@@ -33,10 +33,6 @@ class Work:
     is_awaited: bool = True
     num_waits: int = 0
 
-    @property
-    def arrival(self) -> object:
-        return self
-
     def is_completed(self) -> bool:
         return self.is_over
 
