@@ -52,6 +52,7 @@ def test_what_is_no_pattern_is_refused(text: str) -> None:
         ({"F": 3, "llm:F3": 5}, "llm:0F2-4", 11),
         ({"I": 3, "W": 4}, "llm:0B0", 7),
         ({"I": 3, "W": 4, "B": 6}, "llm:0B0", 6),
+        ({"F": 3, "F3": 5}, "llm:0F2-4", 11),
         ({"F": 3, "B": 4}, "(llm:0F1;llm:1B0)OVERLAP_F_B", 7),
         ({"F": 3, "B": 4, "OVERLAP_F_B": 5}, "(llm:0F1;llm:1B0)OVERLAP_F_B", 5),
         ({"F": 3}, "llm:0REDUCE_GRAD", 0),
@@ -68,7 +69,7 @@ def test_an_action_without_a_cost_is_refused() -> None:
         duration_array(flat, Costs.constant(F=1, I=2))
 
 
-@pytest.mark.parametrize("extra", [{}, {"llm:F1": 70}, {"vision:F@0": 70}], ids=str)
+@pytest.mark.parametrize("extra", [{}, {"llm:F1": 70}, {"vision:F@0": 70}, {"F1": 70}], ids=str)
 def test_the_compiled_durations_are_those_of_each_action(extra: dict[str, int]) -> None:
     lane = (
         "0UNSHARD vision:0F0-1 0F0 1F0 0F1 (llm:1F1;llm:1B0)OVERLAP_F_B 0I0 0W0 1B1 0B1 vision:0B0 vision:0B1 0RESHARD"
@@ -87,6 +88,18 @@ def test_what_is_looked_up_once_is_what_each_action_costs(extra: dict[str, int])
     actions, find = 2 * [parse_action(text) for text in (*texts.split(), *pairs)], costs.finder()
     for lane in (0, 1):
         assert [find(a, lane) for a in actions] == [costs.duration_ns(a, lane=lane) for a in actions]
+
+
+@pytest.mark.parametrize("module", ["", "llm:"])
+@pytest.mark.parametrize(("pattern", "expected"), [("F@1", [3, 9, 3, 3, 9]), ("F5", [3, 3, 9, 3, 3])])
+def test_what_one_lane_or_microbatch_costs_is_not_taken_for_another(
+    module: str, pattern: str, expected: list[int]
+) -> None:
+    asked = [(parse_action(f"llm:0F{m}"), lane) for m, lane in ((0, 0), (0, 1), (5, 0), (0, 0), (0, 1))]
+    costs = Costs(ActionTable.parse({"F": 3, module + pattern: 9}))
+    assert [costs.duration_ns(action, lane=lane) for action, lane in asked] == expected
+    find = Costs(costs.durations_ns).finder()
+    assert [find(action, lane) for action, lane in asked] == expected
 
 
 def test_a_message_takes_latency_and_bytes_over_bandwidth_rounded_up() -> None:
