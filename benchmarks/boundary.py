@@ -62,7 +62,7 @@ class Ways:
         wires = [Wire(self.channel.tag, source, destination, str(self.spec)) for source, destination in pairs]
         links = make_links(wires, self._lanes())
         nccl = transport == "nccl"
-        carrier = NcclCarrier(links, timeout=TIMEOUT) if nccl else PeerCarrier(links, device=self.device)
+        carrier = NcclCarrier(links, device=self.device) if nccl else PeerCarrier(links, device=self.device)
         streamed = StreamedTransport(carrier, links, device=self.device, timeout=TIMEOUT)
         exchange, transfer = Exchange(self.rank, streamed, device=self.device), Transfer(self.channel, 0)
         columns = [(s.src_rank, s.src_row, s.dst_rank, s.dst_row, s.num_rows) for s in self.case.route]

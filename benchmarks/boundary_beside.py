@@ -49,7 +49,7 @@ class Ring:
         wires = [Wire(0, source, (source + 1) % size, "ring") for source in range(size)]
         links = make_links(wires, [(of,) for of in range(size)])
         is_nccl = transport == "nccl"
-        carrier = NcclCarrier(links, timeout=TIMEOUT) if is_nccl else PeerCarrier(links, device=device)
+        carrier = NcclCarrier(links, device=device) if is_nccl else PeerCarrier(links, device=device)
         streamed = StreamedTransport(carrier, links, device=device, timeout=TIMEOUT)
         self._exchange = Exchange(rank, streamed, device=device)
         self._channel = Channel(0, HIDDEN, torch.bfloat16, "ring")

@@ -17,6 +17,7 @@ from hetsched.parallel.host import this_host
 from hetsched.plan import Plan
 from hetsched.runtime.channels import Channels
 from hetsched.runtime.report import gather_objects, name_ranks
+from hetsched.runtime.transport import nccl_calls
 from hetsched.runtime.transport.links import is_within_host, make_links
 from hetsched.runtime.transport.nccl import BACKEND
 from hetsched.runtime.transport.streamed import check_queues
@@ -45,6 +46,8 @@ def check_devices(plan: Plan) -> None:
         problem, fix = f"{ranks_here} ranks on this host and {gpus} CUDA devices", "use more GPUs or hosts"
     elif dist.is_initialized() and "nccl" not in dist.get_backend_config():
         problem, fix = "torch.distributed was initialized without NCCL", f"give init_process_group {BACKEND!r}"
+    elif plan.transport == "nccl" and (reason := nccl_calls.missing()) is not None:
+        problem, fix = reason, "install a torch that brings NCCL as a library of its own"
     elif plan.transport == "peer" and (reason := library.missing()) is not None:
         problem, fix = reason, 'build hetsched where nvcc is, or write transport = "nccl"'
     else:

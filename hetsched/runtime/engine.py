@@ -214,9 +214,9 @@ class Engine:
         links = make_links(self._channels.wires, self._lanes, hosts=self._hosts)
         carrier: Carrier
         if self._hosts is None:
-            carrier = NcclCarrier(links, timeout=timeout)
+            carrier = NcclCarrier(links, device=self.device)
         else:
-            carrier = ByHostCarrier(links, hosts=self._hosts, device=self.device, timeout=timeout)
+            carrier = ByHostCarrier(links, hosts=self._hosts, device=self.device)
         return StreamedTransport(carrier, links, device=self.device, timeout=timeout)
 
     def _build(self, name: str, stage: int, builder: Builder) -> nn.Module:

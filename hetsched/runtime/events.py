@@ -21,6 +21,9 @@ class Event(Protocol):
 
     def record(self, stream: Any = None) -> Any: ...
 
+    def wait(self, stream: Any = None) -> Any:
+        """Hold a stream, by default the current one, until what was recorded."""
+
     def query(self) -> bool: ...
 
     def synchronize(self) -> None: ...

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +17,7 @@ from hetsched.runtime import device
 from hetsched.runtime.channels import Channels
 from hetsched.runtime.device import Seat, check_devices, what_is_wrong
 from hetsched.runtime.exchange import Channel, Message, Transfer, Wire
+from hetsched.runtime.transport import nccl_calls
 from hetsched.runtime.transport.links import Link
 from hetsched.runtime.transport.pending import Pending, what_is_missing
 from hetsched.runtime.transport.streamed import check_queues
@@ -57,9 +58,20 @@ def test_training_on_fewer_gpus_than_ranks_is_refused_before_a_process_starts(
 def test_a_host_of_a_larger_job_needs_gpus_for_its_own_ranks_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
     check_devices(make_plan(**COLOCATED | dict(world_size=2)))
-    check_devices(replace(make_plan(**COLOCATED), transport="nccl"))
-    monkeypatch.setattr(library, "missing", lambda: None)
-    check_devices(replace(make_plan(**COLOCATED), transport="peer"))
+    for transport, functions in (("nccl", nccl_calls), ("peer", library)):
+        monkeypatch.setattr(functions, "missing", lambda: None)
+        check_devices(replace(make_plan(**COLOCATED), transport=transport))
+
+
+@pytest.mark.usefixtures("one_gpu")
+@pytest.mark.parametrize(("transport", "functions"), [("nccl", nccl_calls), ("peer", library)])
+def test_a_transport_whose_functions_are_missing_is_refused(
+    transport: str, functions: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(functions, "missing", lambda: "it is not there")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    with pytest.raises(PlanError, match=rf'transport = "{transport}": it is not there\n.*\n  fix: .*"gloo"'):
+        check_devices(replace(make_plan(**COLOCATED), transport=transport))
 
 
 @pytest.mark.skipif(dist.is_nccl_available(), reason="this torch has NCCL")

@@ -12,7 +12,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from datetime import timedelta
 from itertools import permutations
 from types import SimpleNamespace
 from typing import Any
@@ -169,7 +168,7 @@ class Ranks:
             if hosts is None:
                 self.carriers[rank] = self.peers[rank] = PeerCarrier(made, device=cpu)
             else:
-                carrier = ByHostCarrier(made, hosts=hosts, device=cpu, timeout=timedelta(seconds=1))
+                carrier = ByHostCarrier(made, hosts=hosts, device=cpu)
                 carrier._far = Network(self.sent)  # type: ignore[assignment]
                 self.carriers[rank], self.peers[rank] = carrier, carrier._near
             self._prepare(rank, {of: Rooms(MOST_IN_USE) for of in self.inboxes})

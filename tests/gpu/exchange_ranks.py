@@ -69,7 +69,7 @@ def exchange_rows(transport: str, waits: bool) -> None:
     device = torch.device("cuda", rank)
     links = make_links([Wire(c.tag, of, 1 - of, c.name) for c in CHANNELS for of in range(2)], [(0, 1)])
     is_nccl = transport == "nccl"
-    carrier = NcclCarrier(links, timeout=TIMEOUT) if is_nccl else PeerCarrier(links, device=device)
+    carrier = NcclCarrier(links, device=device) if is_nccl else PeerCarrier(links, device=device)
     exchange = Exchange(rank, StreamedTransport(carrier, links, device=device, timeout=TIMEOUT), device=device)
     largest = {c.tag: NUM_ROWS * c.row_bytes for c in CHANNELS}
     shares = [share_of(route, rank) for route in routes()]

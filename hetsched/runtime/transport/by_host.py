@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -27,17 +26,14 @@ class ByHostCarrier(MemoryOfAnother):
         links: of the job; the wires of each are all within hosts, or all between them.
         hosts: of each rank.
         device: this rank's GPU.
-        timeout: how long a step may stand still.
     """
 
-    def __init__(
-        self, links: Sequence[Link], *, hosts: Sequence[str], device: torch.device, timeout: timedelta
-    ) -> None:
+    def __init__(self, links: Sequence[Link], *, hosts: Sequence[str], device: torch.device) -> None:
         self._is_near = {link: is_within_host(link.wires[0], hosts) for link in links}
         near, far = ([link for link in links if self._is_near[link] == side] for side in (True, False))
         self._near = PeerCarrier(near, device=device, neighbors=_neighbors(hosts))
         super().__init__(self._near)
-        self._far = NcclCarrier(far, timeout=timeout)
+        self._far = NcclCarrier(far, device=device)
 
     def prepare(self, setup: StepSetup) -> None:
         """As in Carrier."""

@@ -1,50 +1,52 @@
 """NCCL's sends and receives: GPUs, of one host or of several.
 
 NCCL has no tags: it matches by order within a communicator, and a communicator's operations run in order on one stream.
-So every link has a communicator of its own, and what a SEND or RECV moves on it is one group of NCCL's.
+So every link has a communicator and a stream of its own, and what a SEND or RECV moves on it is one group of NCCL's.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from hetsched.runtime.events import Event, EventPool, OfWorks
+from hetsched.runtime.events import Event, EventPool
 from hetsched.runtime.exchange import Message, StepSetup, Transfer
 from hetsched.runtime.transport.links import Link
 from hetsched.runtime.transport.memory import OwnMemory
+from hetsched.runtime.transport.nccl_calls import Communicator
 
 BACKEND = "cpu:gloo,cuda:nccl"
 """For init_process_group: the ranks exchange losses and descriptions over gloo, sums of gradients over NCCL."""
-_HAS_COALESCING = all(hasattr(dist.ProcessGroup, name) for name in ("_start_coalescing", "_end_coalescing"))
-if not _HAS_COALESCING:
-    logging.getLogger("hetsched").warning("this torch coalesces messages otherwise: each takes the host longer")
-_WATCHDOG_FACTOR = 3
-"""Times the timeout until NCCL's own watchdog ends the process, should nothing else have."""
 
 
 class NcclCarrier(OwnMemory):
-    """A communicator a link; see Carrier.
+    """A communicator and a stream a link; see Carrier.
 
     Args:
         links: of the job.
-        timeout: how long a step may stand still.
+        device: this rank's GPU, the current one.
+
+    Raises:
+        JobError: NCCL's functions cannot be called here.
     """
 
-    def __init__(self, links: Sequence[Link], *, timeout: timedelta) -> None:
-        self._groups = {
-            link: dist.new_group(list(link.ranks), backend="nccl", timeout=_WATCHDOG_FACTOR * timeout) for link in links
-        }
-        self._places = {link: {rank: place for place, rank in enumerate(link.ranks)} for link in links}
+    def __init__(self, links: Sequence[Link], *, device: torch.device) -> None:
+        groups = {link: dist.new_group(list(link.ranks), backend="nccl") for link in links}
+        mine = [link for link in links if dist.get_rank() in link.ranks]
+        # In the order of the links everywhere, as NCCL waits for the others.
+        self._communicators = {link: Communicator.of(groups[link], device) for link in mine}
+        self._streams = {link: torch.cuda.Stream(device) for link in mine}  # type: ignore[no-untyped-call]
+        self._places = {link: {rank: place for place, rank in enumerate(link.ranks)} for link in mine}
+        self._given = torch.Event(device)
+        self._events = EventPool(partial(torch.Event, device, enable_timing=True))
 
     def prepare(self, setup: StepSetup) -> None:
         """As in Carrier: NCCL needs no memory."""
+        self._events.take_back()
 
     def send(self, link: Link, transfer: Transfer, messages: Mapping[int, Message]) -> NcclWork:
         """As in Carrier."""
@@ -56,52 +58,55 @@ class NcclCarrier(OwnMemory):
         packed = {peer: message.packing() for peer, message in messages.items()}
         return NcclReceive(self._post(link, packed, is_send=False), packed, messages)
 
-    def _post(self, link: Link, rows: Mapping[int, torch.Tensor], *, is_send: bool) -> Any:
-        # Also a single message goes as a group: alone it would get a communicator for its pair of ranks.
-        group, places = self._groups[link], self._places[link]
-        if not _HAS_COALESCING:
-            do = dist.isend if is_send else dist.irecv
-            [work] = dist.batch_isend_irecv([dist.P2POp(do, of, peer, group) for peer, of in rows.items()])
-            return work
-        # What batch_isend_irecv calls, without its checks: a third less of the host's time.
-        device = next(iter(rows.values())).device
-        move = group.send if is_send else group.recv
-        group._start_coalescing(device)
-        for peer, of_peer in rows.items():
-            move([of_peer], places[peer], 0)
-        return group._end_coalescing(device)
+    def _post(self, link: Link, rows: Mapping[int, torch.Tensor], *, is_send: bool) -> Event:
+        """Behind all that the current stream was given; returns the event of when they have left or arrived."""
+        stream, places, done = self._streams[link], self._places[link], self._events.take()
+        self._given.record()
+        # What it recorded until now: it may be recorded again at once.
+        self._given.wait(stream)
+        of_places = [(of.data_ptr(), of.nbytes, places[peer]) for peer, of in rows.items()]
+        self._communicators[link].move(of_places, stream.cuda_stream, is_send=is_send)
+        done.record(stream)
+        return done
 
 
-@dataclass(frozen=True, slots=True)
 class NcclWork:
-    """One group; keeps the memory that it moves."""
+    """One group; keeps the memory that it moves.
 
-    work: Any
-    rows: Mapping[int, torch.Tensor]
+    Args:
+        done: is recorded behind it.
+        rows: by peer.
+    """
 
-    @property
-    def is_awaited(self) -> bool:
-        """As in Posted: NCCL knows by itself."""
-        return True
+    is_awaited = True
+
+    def __init__(self, done: Event, rows: Mapping[int, torch.Tensor]) -> None:
+        self._done, self._rows = done, rows
 
     def is_completed(self) -> bool:
-        return bool(self.work.is_completed())
-
-    def wait(self) -> None:
-        self.work.wait()
+        return self._done.query()
 
     def seen(self, aside: Any, events: EventPool) -> Event:
         """As in Arrival: a send ends with its receive."""
-        return OfWorks([self.work]).seen(aside, events)
+        return self._done
 
 
-@dataclass(frozen=True, slots=True)
 class NcclReceive(NcclWork):
-    """A group of receives; the current stream that waits for it also puts rows in their places."""
+    """A group of receives; the current stream that waits for it also puts rows in their places.
 
-    messages: Mapping[int, Message]
+    Args:
+        done: as in NcclWork.
+        rows: where they are received.
+        messages: where they belong.
+    """
 
-    def wait(self) -> None:
-        self.work.wait()
-        for peer, message in self.messages.items():
-            message.unpack(self.rows[peer])
+    def __init__(self, done: Event, rows: Mapping[int, torch.Tensor], messages: Mapping[int, Message]) -> None:
+        super().__init__(done, rows)
+        self._messages = messages
+
+    def wait(self) -> NcclReceive:
+        """As in Receive."""
+        self._done.wait()
+        for peer, message in self._messages.items():
+            message.unpack(self._rows[peer])
+        return self

@@ -1,0 +1,91 @@
+"""NCCL's own functions, on the communicators of torch's process groups: torch's sends take the host twice as long.
+
+They are those of the library that torch itself calls, found through torch's, wherever it lies. Process groups know
+nothing of what is moved here, so their watchdogs do not look after it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from hetsched.errors import JobError
+
+_TORCH_LIBRARY = Path(torch.__file__).parent / "lib" / "libtorch_cuda.so"
+_BYTE = 0
+"""``ncclInt8``."""
+_GOOD = (0, 7)
+"""``ncclSuccess`` and, where communicators do not block, ``ncclInProgress``."""
+_POINTER = ctypes.c_void_p
+
+
+@functools.cache
+def missing() -> str | None:
+    """Why NCCL's functions cannot be called here; None if they can."""
+    try:
+        functions()
+    except (OSError, AttributeError) as error:
+        return f"NCCL's functions were not found through {_TORCH_LIBRARY.name}: {error}"
+    return None
+
+
+@functools.cache
+def functions() -> Any:
+    """NCCL's functions. Raises OSError or AttributeError: they are not to be found."""
+    found = ctypes.CDLL(str(_TORCH_LIBRARY))
+    for move in (found.ncclSend, found.ncclRecv):
+        # Rows, their number, what one is, the place of the peer, communicator, stream.
+        move.argtypes = (_POINTER, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, _POINTER, _POINTER)
+    for bracket in (found.ncclGroupStart, found.ncclGroupEnd):
+        bracket.argtypes = ()
+    found.ncclGetErrorString.restype = ctypes.c_char_p
+    return found
+
+
+class Communicator:
+    """That of one process group.
+
+    Args:
+        handle: NCCL's.
+
+    Raises:
+        JobError: NCCL's functions cannot be called here.
+    """
+
+    def __init__(self, handle: int) -> None:
+        if (reason := missing()) is not None:
+            raise JobError(reason)
+        self._handle, self._functions = handle, functions()
+
+    @classmethod
+    def of(cls, group: dist.ProcessGroup, device: torch.device) -> Communicator:
+        """That of a group; collective, on the current device."""
+        backend: Any = group._get_backend(device)
+        backend.eager_connect_single_device(device)
+        return cls(backend._comm_ptr())
+
+    def move(self, rows: Sequence[tuple[int, int, int]], stream: int, *, is_send: bool) -> None:
+        """Send or receive rows, all of them at once.
+
+        Args:
+            rows: address, number of bytes, and the place in the group of whom they go to or come from.
+            stream: what it is enqueued on, CUDA's handle.
+            is_send: otherwise they are received.
+
+        Raises:
+            JobError: NCCL refuses.
+        """
+        calls, handle = self._functions, self._handle
+        move = calls.ncclSend if is_send else calls.ncclRecv
+        results = [calls.ncclGroupStart()]
+        results += [move(address, num_bytes, _BYTE, place, handle, stream) for address, num_bytes, place in rows]
+        results.append(calls.ncclGroupEnd())
+        for result in results:
+            if result not in _GOOD:
+                raise JobError(f"NCCL: {calls.ncclGetErrorString(result).decode()}")
