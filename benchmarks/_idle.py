@@ -13,8 +13,8 @@ The step's time is divided into parts that add up to it:
 - **ends**: before the first kernel and after the last: warmup and cooldown.
 
 The first two are what a timeline of actions counts as work too; the others are idle time. NCCL's kernels spin while
-they wait for their peer, so those that send and receive are neither, and leave a gap where nothing else runs; nor is
-the kernel work by which a stream waits for a message.
+they wait for their peer, so those by which messages are sent and received are neither, and leave a gap where nothing
+else runs; nor is the kernel work by which a stream waits for a message.
 """
 
 from __future__ import annotations
@@ -87,7 +87,8 @@ def read_trace(events: Iterable[Mapping[str, Any]]) -> Ran:
     computes = Counter(e["tid"] for e in on_gpu if e["cat"] == "kernel" and not _is_nccl(e))
     stream = max(computes, key=lambda tid: computes[tid], default=None)
     work = [_interval(e) for e in on_gpu if e["tid"] == stream and _is_work(e)]
-    collectives = [_interval(e) for e in on_gpu if _is_nccl(e) and "SendRecv" not in e["name"]]
+    # Sums of gradients may send and receive as well, but do so on the stream that computes.
+    collectives = [_interval(e) for e in on_gpu if _is_nccl(e) and (e["tid"] == stream or "SendRecv" not in e["name"])]
     return Ran(tuple(merged(work)), tuple(merged(work + collectives)))
 
 

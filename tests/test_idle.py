@@ -67,10 +67,10 @@ def test_work_is_what_the_stream_that_computes_does_within_its_gpu() -> None:
     assert parts_of(ran, span_us=300) == {"work": 100 + 60 + 100, "slow_launches": 40}
 
 
-@pytest.mark.parametrize("stream", [COMPUTE, LINK])
-def test_a_sum_of_gradients_counts_as_long_as_on_the_rank_that_comes_last(stream: int) -> None:
-    early = read_trace([*kernels((0, 100)), event("ncclDevKernel_AllReduce(x)", 90, 310, stream=stream)])
-    late = read_trace([*kernels((0, 350)), event("ncclDevKernel_AllReduce(x)", 350, 50, stream=stream)])
+@pytest.mark.parametrize(("kind", "stream"), [("AllReduce", COMPUTE), ("AllReduce", LINK), ("SendRecv", COMPUTE)])
+def test_a_sum_of_gradients_counts_as_long_as_on_the_rank_that_comes_last(kind: str, stream: int) -> None:
+    early = read_trace([*kernels((0, 100)), event(f"ncclDevKernel_{kind}(x)", 90, 310, stream=stream)])
+    late = read_trace([*kernels((0, 350)), event(f"ncclDevKernel_{kind}(x)", 350, 50, stream=stream)])
     least = min(early.collective_ns, late.collective_ns) // US
     assert parts_of(early, span_us=400, collective_us=least) == {"work": 100, "collective": 50, "waiting": 250}
     assert parts_of(late, span_us=400, collective_us=least) == {"work": 350, "collective": 50}

@@ -208,9 +208,11 @@ class Engine:
         if self.plan.transport == "gloo":
             return GlooTransport(timeout=timeout)
         # NCCL connects at first use, which holds the host: here, not in the middle of a step.
-        for group in (group for groups in self._groups.values() for group in (groups.copies, groups.context)):
-            if group is not None:
-                dist.all_reduce(torch.zeros(1, device=self.device), group=group)
+        for name, groups in self._groups.items():
+            nothing = torch.zeros(1, dtype=getattr(torch, self.plan.dtype), device=self.device)
+            self._reduce(name, [nn.Parameter(nothing)])
+            if groups.context is not None:
+                dist.all_reduce(nothing, group=groups.context)
         links = make_links(self._channels.wires, self._lanes, hosts=self._hosts)
         carrier: Carrier
         if self._hosts is None:
