@@ -13,7 +13,8 @@ percent of the time from the step's start to the end of its last action on any r
 so without the optimizer, the report, and the ranks' meeting before the next step. What a rank idled beyond predicted is
 its idle share less the bubble predicted for its lane; it is printed for the rank where that is most. Torch's pipeline
 has no prediction, and its step is all from zeroing the gradients until the GPUs are done. The profile slows the host,
-so ``without_profile`` holds the same kernels against the time of steps without it, the median of three.
+so ``without_profile`` holds the same kernels against the time of steps without it, the median of three. A process that
+was profiled stays slow afterwards, so every placement, transport and peer has processes of its own.
 
 ``host_us_per_action`` is how long an action held the host. The host may be about 1,000 launches ahead of the GPU, and
 is held in launches beyond; so where the GPU limits the step it is the GPU's time, not what launches cost.
@@ -22,13 +23,12 @@ is held in launches beyond; so where the GPU limits the step it is the GPU's tim
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from itertools import count, pairwise
+from itertools import count, pairwise, product
 from pathlib import Path
 
 import numpy as np
@@ -198,27 +198,9 @@ def figures(seconds: list[float], sizes: Sizes, args: argparse.Namespace) -> dic
     }
 
 
-def work(args: argparse.Namespace) -> None:
-    """One rank."""
-    sizes = replace(TINY if args.tiny else FULL, num_samples=args.samples)
-    cases = [(placement, transport) for placement in args.placements for transport in args.transports]
-    for case in cases:
-        show(measure_plan(*case, sizes, args), args)
-        clear()
-    if args.peer:
-        show(measure_torch(sizes, args), args)
-
-
-def clear() -> None:
-    """Give up the memory of the last engine."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-
-
-def show(line: dict[str, object], args: argparse.Namespace) -> None:
+def work(measure: Callable[..., dict[str, object]], case: tuple[str, ...], args: argparse.Namespace) -> None:
+    """One rank in one case."""
+    line = measure(*case, replace(TINY if args.tiny else FULL, num_samples=args.samples), args)
     if dist.get_rank() == 0:
         print(json.dumps(line), flush=True)
 
@@ -247,7 +229,12 @@ def main() -> None:
     setup = {"gpu": gpu, "num_gpus": args.gpus, "torch": torch.__version__, "commit": args.commit}
     work_of_step = {"microbatches": args.microbatches, "samples_per_microbatch": args.samples}
     print(json.dumps({**setup, **work_of_step, "is_compiled": args.compile}), flush=True)
-    launch(work, args, num_ranks=args.gpus, backend=BACKEND if torch.cuda.is_available() else "gloo")
+    cases: list[tuple[Callable[..., dict[str, object]], tuple[str, ...]]] = [
+        (measure_plan, case) for case in product(args.placements, args.transports)
+    ]
+    # Each in processes of its own: a profile slows all that its process launches later.
+    for measure, case in [*cases, *([(measure_torch, ())] if args.peer else [])]:
+        launch(work, measure, case, args, num_ranks=args.gpus, backend=BACKEND if torch.cuda.is_available() else "gloo")
 
 
 if __name__ == "__main__":

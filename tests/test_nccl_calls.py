@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import subprocess
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,7 @@ NOTES = r"""
 #include <string.h>
 static char said[4096];
 static int note(const char* text) { strcat(said, text); return strstr(text, "of 13 ") ? 5 : 0; }
+int at_end = 0, later = 0;
 static int moved(const char* verb, void* rows, size_t count, int type, int peer, void* comm, void* stream) {
   char text[256];
   sprintf(text, "%s %p of %zu type %d peer %d by %p on %p\n", verb, rows, count, type, peer, comm, stream);
@@ -29,9 +31,15 @@ static int moved(const char* verb, void* rows, size_t count, int type, int peer,
 }
 const char* all_said(void) { return said; }
 int ncclGroupStart(void) { return note("start\n"); }
-int ncclGroupEnd(void) { return note("end\n"); }
+int ncclGroupEnd(void) { note("end\n"); return at_end; }
 int ncclSend(void* a, size_t n, int t, int p, void* c, void* s) { return moved("send", a, n, t, p, c, s); }
 int ncclRecv(void* a, size_t n, int t, int p, void* c, void* s) { return moved("receive", a, n, t, p, c, s); }
+int ncclCommGetAsyncError(void* comm, int* state) {
+  static int num_asked = 0;
+  note("asked\n");
+  *state = ++num_asked < 3 ? 7 : later;
+  return 0;
+}
 const char* ncclGetErrorString(int result) { return result == 5 ? "invalid usage" : "something else"; }
 """
 ADDRESS, MANY, COMM, STREAM = 0x7FFF12345678, 5 << 32, 0x7FFE00000010, 0x5555AAAA0000
@@ -81,16 +89,28 @@ def test_what_nccl_refuses_is_told_and_its_group_is_ended(library: Path) -> None
     assert said_by(built)[-1] == "end"
 
 
-def test_the_communicator_is_that_of_the_group_once_it_is_connected(library: Path) -> None:
+@pytest.mark.parametrize("is_refused", [False, True])
+def test_what_is_in_progress_is_waited_for(library: Path, is_refused: bool) -> None:
+    built = build(library, NOTES)
+    for name, value in (("at_end", 7), ("later", 5 if is_refused else 0)):
+        ctypes.c_int.in_dll(built, name).value = value
+    expected = pytest.raises(JobError, match="NCCL: invalid usage") if is_refused else nullcontext()
+    with expected:
+        Communicator(COMM).move([(ADDRESS, 8, 1)], STREAM, is_send=True)
+    assert said_by(built)[-4:] == ["end", "asked", "asked", "asked"]
+
+
+@pytest.mark.parametrize("is_connected", [False, True])
+def test_the_communicator_is_that_of_the_group_which_is_connected_once(library: Path, is_connected: bool) -> None:
     build(library, NOTES)
     asked: list[Any] = []
     backend = SimpleNamespace(
-        eager_connect_single_device=asked.append, _comm_ptr=lambda: COMM if asked else pytest.fail("not connected yet")
+        eager_connect_single_device=asked.append, _comm_ptr=lambda: COMM if asked or is_connected else 0
     )
     group: Any = SimpleNamespace(_get_backend=lambda of: backend if of == device else None)
     device = torch.device("cuda", 1)
     assert Communicator.of(group, device)._handle == COMM
-    assert asked == [device]
+    assert asked == ([] if is_connected else [device])
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,7 @@ from hetsched.errors import JobError
 _TORCH_LIBRARY = Path(torch.__file__).parent / "lib" / "libtorch_cuda.so"
 _BYTE = 0
 """``ncclInt8``."""
-_GOOD = (0, 7)
-"""``ncclSuccess`` and, where communicators do not block, ``ncclInProgress``."""
+_SUCCESS, _IN_PROGRESS = 0, 7
 _POINTER = ctypes.c_void_p
 
 
@@ -44,6 +43,7 @@ def functions() -> Any:
         move.argtypes = (_POINTER, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, _POINTER, _POINTER)
     for bracket in (found.ncclGroupStart, found.ncclGroupEnd):
         bracket.argtypes = ()
+    found.ncclCommGetAsyncError.argtypes = (_POINTER, ctypes.POINTER(ctypes.c_int))
     found.ncclGetErrorString.restype = ctypes.c_char_p
     return found
 
@@ -67,7 +67,9 @@ class Communicator:
     def of(cls, group: dist.ProcessGroup, device: torch.device) -> Communicator:
         """That of a group; collective, on the current device."""
         backend: Any = group._get_backend(device)
-        backend.eager_connect_single_device(device)
+        # Where the whole job is bound to devices, a new group has one already, and would make another.
+        if not backend._comm_ptr():
+            backend.eager_connect_single_device(device)
         return cls(backend._comm_ptr())
 
     def move(self, rows: Sequence[tuple[int, int, int]], stream: int, *, is_send: bool) -> None:
@@ -87,5 +89,16 @@ class Communicator:
         results += [move(address, num_bytes, _BYTE, place, handle, stream) for address, num_bytes, place in rows]
         results.append(calls.ncclGroupEnd())
         for result in results:
-            if result not in _GOOD:
-                raise JobError(f"NCCL: {calls.ncclGetErrorString(result).decode()}")
+            if result != _SUCCESS:
+                self._check(self._settled() if result == _IN_PROGRESS else result)
+
+    def _settled(self) -> int:
+        """What has come of calls that were in progress, as those of communicators that do not block may be."""
+        state = ctypes.c_int(_IN_PROGRESS)
+        while state.value == _IN_PROGRESS:
+            self._check(self._functions.ncclCommGetAsyncError(self._handle, ctypes.byref(state)))
+        return state.value
+
+    def _check(self, result: int) -> None:
+        if result != _SUCCESS:
+            raise JobError(f"NCCL: {self._functions.ncclGetErrorString(result).decode()}")
