@@ -22,8 +22,8 @@ NOTES = r"""
 #include <stdio.h>
 #include <string.h>
 static char said[4096];
-static int note(const char* text) { strcat(said, text); return strstr(text, "of 13 ") ? 5 : 0; }
-int at_end = 0, later = 0;
+int refused = 0, later = 0;
+static int note(const char* text) { strcat(said, text); return strstr(text, "of 13 ") ? refused : 0; }
 static int moved(const char* verb, void* rows, size_t count, int type, int peer, void* comm, void* stream) {
   char text[256];
   sprintf(text, "%s %p of %zu type %d peer %d by %p on %p\n", verb, rows, count, type, peer, comm, stream);
@@ -31,7 +31,7 @@ static int moved(const char* verb, void* rows, size_t count, int type, int peer,
 }
 const char* all_said(void) { return said; }
 int ncclGroupStart(void) { return note("start\n"); }
-int ncclGroupEnd(void) { note("end\n"); return at_end; }
+int ncclGroupEnd(void) { return note("end\n"); }
 int ncclSend(void* a, size_t n, int t, int p, void* c, void* s) { return moved("send", a, n, t, p, c, s); }
 int ncclRecv(void* a, size_t n, int t, int p, void* c, void* s) { return moved("receive", a, n, t, p, c, s); }
 int ncclCommGetAsyncError(void* comm, int* state) {
@@ -82,8 +82,23 @@ def test_rows_are_moved_within_one_group(library: Path, is_send: bool) -> None:
     ]
 
 
+@pytest.mark.parametrize("is_send", [True, False])
+def test_rows_for_one_rank_need_no_group(library: Path, is_send: bool) -> None:
+    built = build(library, NOTES)
+    Communicator(COMM).move([(ADDRESS, MANY, 3)], STREAM, is_send=is_send)
+    [said] = said_by(built)
+    assert said.startswith("send" if is_send else "receive")
+
+
+def answer(built: Any, *, refused: int, later: int = 0) -> None:
+    """Have 13 bytes answered with ``refused``, and the question what came of it with 7 twice and ``later`` then."""
+    for name, value in (("refused", refused), ("later", later)):
+        ctypes.c_int.in_dll(built, name).value = value
+
+
 def test_what_nccl_refuses_is_told_and_its_group_is_ended(library: Path) -> None:
     built = build(library, NOTES)
+    answer(built, refused=5)
     with pytest.raises(JobError, match="NCCL: invalid usage"):
         Communicator(COMM).move([(ADDRESS, 13, 3), (ADDRESS, 12, 1)], STREAM, is_send=True)
     assert said_by(built)[-1] == "end"
@@ -92,12 +107,10 @@ def test_what_nccl_refuses_is_told_and_its_group_is_ended(library: Path) -> None
 @pytest.mark.parametrize("is_refused", [False, True])
 def test_what_is_in_progress_is_waited_for(library: Path, is_refused: bool) -> None:
     built = build(library, NOTES)
-    for name, value in (("at_end", 7), ("later", 5 if is_refused else 0)):
-        ctypes.c_int.in_dll(built, name).value = value
-    expected = pytest.raises(JobError, match="NCCL: invalid usage") if is_refused else nullcontext()
-    with expected:
-        Communicator(COMM).move([(ADDRESS, 8, 1)], STREAM, is_send=True)
-    assert said_by(built)[-4:] == ["end", "asked", "asked", "asked"]
+    answer(built, refused=7, later=5 if is_refused else 0)
+    with pytest.raises(JobError, match="NCCL: invalid usage") if is_refused else nullcontext():
+        Communicator(COMM).move([(ADDRESS, 13, 1)], STREAM, is_send=True)
+    assert said_by(built)[1:] == ["asked", "asked", "asked"]
 
 
 @pytest.mark.parametrize("is_connected", [False, True])

@@ -85,9 +85,12 @@ class Communicator:
         """
         calls, handle = self._functions, self._handle
         move = calls.ncclSend if is_send else calls.ncclRecv
-        results = [calls.ncclGroupStart()]
+        # One alone needs no group, and every call takes the host's time.
+        is_group = len(rows) > 1
+        results = [calls.ncclGroupStart()] if is_group else []
         results += [move(address, num_bytes, _BYTE, place, handle, stream) for address, num_bytes, place in rows]
-        results.append(calls.ncclGroupEnd())
+        if is_group:
+            results.append(calls.ncclGroupEnd())
         for result in results:
             if result != _SUCCESS:
                 self._check(self._settled() if result == _IN_PROGRESS else result)
