@@ -109,6 +109,10 @@ class Network:
     def __init__(self, sent: dict[tuple[int, int, int], list[Tensor]]) -> None:
         self._sent, self._rank = sent, dist.get_rank()
         self._num_received: dict[tuple[int, int, int], int] = defaultdict(int)
+        self.num_prepared = 0
+
+    def prepare(self, setup: StepSetup) -> None:
+        self.num_prepared += 1
 
     def send(self, link: Link, transfer: Transfer, messages: Mapping[int, Message]) -> None:
         for destination, message in messages.items():
@@ -328,6 +332,7 @@ def test_only_what_goes_to_another_host_goes_over_the_network() -> None:
         ranks.run(num_steps=1)
     ends = {(source, destination) for (_, source, destination), sent in ranks.sent.items() if sent}
     assert ends == {(source, of) for source, of in permutations(range(4), 2) if (source < 2) != (of < 2)}
+    assert [carrier._far.num_prepared for carrier in ranks.carriers] == [2] * 4, "at the start, and for the step"
 
 
 def _no_room_awaited(self: Slots, microbatch: int) -> int:

@@ -38,6 +38,7 @@ class ByHostCarrier(MemoryOfAnother):
     def prepare(self, setup: StepSetup) -> None:
         """As in Carrier."""
         self._near.prepare(setup)
+        self._far.prepare(setup)
 
     def send(self, link: Link, transfer: Transfer, messages: Mapping[int, Message]) -> Sending:
         """As in Carrier."""
