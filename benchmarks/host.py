@@ -21,7 +21,7 @@ import torch.distributed as dist
 from benchmarks._vision_language import TINY, RandomSource, builders, make_plan
 from hetsched.batch import Batch
 from hetsched.runtime.engine import Engine
-from hetsched.runtime.recorder import Record
+from hetsched.runtime.measure.recorder import Record
 from hetsched.runtime.report import gather_objects
 from hetsched.runtime.transport.nccl import BACKEND
 from hetsched.train.launch import launch

@@ -32,9 +32,9 @@ from benchmarks.attention import Case, environment, heat
 from benchmarks.context_parallel import Problem
 from hetsched.layout.ways import Way
 from hetsched.parallel.context import context_attention
-from hetsched.runtime.clock import EventClock
-from hetsched.runtime.context_meter import ContextMeter
-from hetsched.runtime.recorder import Recorder
+from hetsched.runtime.measure.clock import EventClock
+from hetsched.runtime.measure.context_meter import ContextMeter
+from hetsched.runtime.measure.recorder import Recorder
 from hetsched.schedule.action import Kind, act
 
 WAYS: tuple[Way, ...] = ("ring", "pull", "ulysses")

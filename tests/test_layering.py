@@ -120,7 +120,7 @@ def test_imports_point_as_the_design_says(path: Path) -> None:
         ("cli", "from hetsched.train import trainer", "never imports train"),
         ("models", "from hetsched.runtime.engine import Engine", "nothing else of the runtime"),
         ("kernels", "import hetsched.runtime", "nothing else of the runtime"),
-        ("parallel", "from hetsched.runtime.context_meter import ContextMeter", "nothing else of the runtime"),
+        ("parallel", "from hetsched.runtime.measure.context_meter import ContextMeter", "nothing else of the runtime"),
         ("models", "from hetsched.runtime import stage_registry", "nothing else of the runtime"),
     ],
 )

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import torch
 
-from hetsched.runtime.clock import HostClock
 from hetsched.runtime.events import Arrival, Event, EventPool
 from hetsched.runtime.exchange import Channel, Message, StepSetup, Transfer
-from hetsched.runtime.metered import MeteredTransport
-from hetsched.runtime.recorder import Recorder
+from hetsched.runtime.measure.clock import HostClock
+from hetsched.runtime.measure.metered import MeteredTransport
+from hetsched.runtime.measure.recorder import Recorder
 from hetsched.runtime.transport.memory import OwnMemory
 from hetsched.runtime.transport.nccl import NcclReceive
 from hetsched.runtime.transport.peer import PeerSend

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from benchmarks.overlap import Figures, evaluate
-from hetsched.runtime.context_meter import Passed
-from hetsched.runtime.metered import Received, Sent, Traffic
-from hetsched.runtime.overlap import RankTraffic, overlaps
+from hetsched.runtime.measure.context_meter import Passed
+from hetsched.runtime.measure.metered import Received, Sent, Traffic
+from hetsched.runtime.measure.overlap import RankTraffic, overlaps
 from hetsched.sim.overlap import Overlap
 
 US = 1000

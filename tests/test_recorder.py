@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from hetsched.runtime.clock import EventClock
 from hetsched.runtime.events import Arrival, Event, EventPool
-from hetsched.runtime.recorder import Recorder
+from hetsched.runtime.measure.clock import EventClock
+from hetsched.runtime.measure.recorder import Recorder
 from hetsched.runtime.transport.peer import PeerSend
 from hetsched.schedule.action import parse_action
 
@@ -122,7 +122,7 @@ def test_a_step_forgets_the_one_before() -> None:
 
 def test_the_part_of_the_host_that_is_the_stages_own_is_kept_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter(range(0, 1000, 10))
-    monkeypatch.setattr("hetsched.runtime.recorder.time.perf_counter_ns", lambda: next(now))
+    monkeypatch.setattr("hetsched.runtime.measure.recorder.time.perf_counter_ns", lambda: next(now))
     recorder = Recorder(TurnedClock())
     recorder.begin_step()
     with recorder.action(F0), recorder.working():

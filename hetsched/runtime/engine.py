@@ -17,17 +17,18 @@ from hetsched.ops import take_fault
 from hetsched.parallel.data import sum_gradients
 from hetsched.plan import Plan
 from hetsched.runtime.channels import Channels
-from hetsched.runtime.clock import clock_of
-from hetsched.runtime.context_meter import ContextMeter
 from hetsched.runtime.device import check_ranks, peak_memory_bytes, use_device
 from hetsched.runtime.exchange import Exchange, StepSetup, Transport
 from hetsched.runtime.executor import Executor, StepResult
+from hetsched.runtime.measure.clock import clock_of
+from hetsched.runtime.measure.context_meter import ContextMeter
+from hetsched.runtime.measure.metered import MeteredTransport
+from hetsched.runtime.measure.overlap import RankTraffic, overlaps
+from hetsched.runtime.measure.recorder import Recorder
+from hetsched.runtime.measure.trace import RankTrace, measured_timeline
 from hetsched.runtime.mesh import ModuleMesh, make_groups, make_meshes
-from hetsched.runtime.metered import MeteredTransport
 from hetsched.runtime.outputs import join_pieces, pieces_of
-from hetsched.runtime.overlap import RankTraffic, overlaps
 from hetsched.runtime.prepare import Prepared, prepare
-from hetsched.runtime.recorder import Recorder
 from hetsched.runtime.report import (
     EvaluationReport,
     StepReport,
@@ -40,7 +41,6 @@ from hetsched.runtime.report import (
 )
 from hetsched.runtime.shapes import SeenShapes
 from hetsched.runtime.step_rooms import StepRooms, largest_rooms, step_rooms
-from hetsched.runtime.trace import RankTrace, measured_timeline
 from hetsched.runtime.transport.by_host import ByHostCarrier
 from hetsched.runtime.transport.checked import CheckedTransport
 from hetsched.runtime.transport.gloo import GlooTransport
@@ -155,7 +155,7 @@ class Engine:
         return EvaluationReport(sum(losses) / step.divisor, join_pieces(piece for pieces in rows for piece in pieces))
 
     def timeline(self) -> Timeline:
-        """The last step as it ran, on all ranks; every rank calls this. See hetsched.runtime.trace."""
+        """The last step as it ran, on all ranks; every rank calls this. See hetsched.runtime.measure.trace."""
         trace = RankTrace(self._lane, self.recorder.began_ns, self.recorder.records)
         assert self._last_program is not None, "there was no step yet"
         return measured_timeline(self._last_program, gather_objects(trace, group=None))

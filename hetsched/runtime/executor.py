@@ -20,7 +20,7 @@ from hetsched.lower.lifetime import last_uses
 from hetsched.runtime.arriving import Arriving
 from hetsched.runtime.exchange import Exchange, Transfer
 from hetsched.runtime.losses import Losses
-from hetsched.runtime.recorder import Recorder
+from hetsched.runtime.measure.recorder import Recorder
 from hetsched.runtime.stage import BoundaryRows, StageMeta
 from hetsched.runtime.weight_gradient import WeightGradients
 from hetsched.schedule.action import Action, Kind

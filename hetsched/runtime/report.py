@@ -9,8 +9,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from hetsched.runtime.context_meter import ContextMeter
-from hetsched.runtime.recorder import Recorder
+from hetsched.runtime.measure.context_meter import ContextMeter
+from hetsched.runtime.measure.recorder import Recorder
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,11 @@ from hetsched.layout.tokens import tokens_of
 from hetsched.models.multimodal import builders
 from hetsched.parallel import ring
 from hetsched.plan import Plan
-from hetsched.runtime.context_meter import ContextMeter, Passed
 from hetsched.runtime.engine import Engine
 from hetsched.runtime.events import Arrival
 from hetsched.runtime.exchange import Message, Transfer
-from hetsched.runtime.recorder import Recorder, Wait
+from hetsched.runtime.measure.context_meter import ContextMeter, Passed
+from hetsched.runtime.measure.recorder import Recorder, Wait
 from hetsched.runtime.report import StepReport
 from hetsched.runtime.transport.gloo import GlooTransport
 from hetsched.schedule.action import Kind, act

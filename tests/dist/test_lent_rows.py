@@ -15,7 +15,7 @@ from hetsched.lower.rooms import LaneRooms
 from hetsched.runtime.arriving import Placed
 from hetsched.runtime.exchange import Channel, Exchange, Message, StepSetup, Transfer
 from hetsched.runtime.executor import Executor, Move, StepResult
-from hetsched.runtime.recorder import Recorder
+from hetsched.runtime.measure.recorder import Recorder
 from hetsched.runtime.stage import StageMeta
 from hetsched.schedule.action import Action, Kind, parse_action
 

@@ -8,7 +8,7 @@ import pytest
 
 from hetsched.runtime.exchange import Exchange
 from hetsched.runtime.executor import Executor
-from hetsched.runtime.recorder import Recorder
+from hetsched.runtime.measure.recorder import Recorder
 from hetsched.schedule.action import parse_action
 from tests.dist.test_lent_rows import CPU, ME, Lender, Same, Work
 

@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from hetsched.kernels.put import library
 from hetsched.plan import parse_plan
-from hetsched.runtime.recorder import Record
+from hetsched.runtime.measure.recorder import Record
 from hetsched.runtime.transport.nccl import BACKEND
 from hetsched.schedule.action import Kind
 from hetsched.sim.bubble import bubbles

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from hetsched.batch import Batch
 from hetsched.plan import Plan
-from hetsched.runtime.clock import HostClock
 from hetsched.runtime.engine import Engine
-from hetsched.runtime.recorder import Record
+from hetsched.runtime.measure.clock import HostClock
+from hetsched.runtime.measure.recorder import Record
 from hetsched.runtime.report import StepReport
 from hetsched.runtime.stage import StageMeta
 from hetsched.sim.overlap import Overlap

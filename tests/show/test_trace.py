@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-from hetsched.runtime.recorder import Record
-from hetsched.runtime.trace import RankTrace, measured_timeline
+from hetsched.runtime.measure.recorder import Record
+from hetsched.runtime.measure.trace import RankTrace, measured_timeline
 from hetsched.schedule.action import parse_action
 from hetsched.schedule.program import Program
 from hetsched.sim.bubble import Bubble, bubbles

@@ -1,8 +1,8 @@
 """Measures what a rank does: one record an action, with the parts of it spent waiting, and the host's share.
 
 Times are those of where actions run: the host's on a CPU, those of CUDA events on the compute stream of a GPU, see
-hetsched.runtime.clock. There an action ends when the stream has done what it launched, and waits where the stream
-does. What an action takes of the host is a figure of its own; where that is as long as the action, the GPU
+hetsched.runtime.measure.clock. There an action ends when the stream has done what it launched, and waits where the
+stream does. What an action takes of the host is a figure of its own; where that is as long as the action, the GPU
 may have stood idle between two kernels, which the action's times do not show.
 """
 
@@ -14,8 +14,8 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 
-from hetsched.runtime.clock import Clock, HostClock
 from hetsched.runtime.events import Arrival
+from hetsched.runtime.measure.clock import Clock, HostClock
 from hetsched.schedule.action import Action
 
 

@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from hetsched.parallel.meter import UNMEASURED, Passage
 from hetsched.runtime.events import OfWorks
-from hetsched.runtime.recorder import Recorder, Wait
+from hetsched.runtime.measure.recorder import Recorder, Wait
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from hetsched.check.flat import FlatProgram
 from hetsched.check.validate import check
-from hetsched.runtime.recorder import Record
+from hetsched.runtime.measure.recorder import Record
 from hetsched.schedule.action import Action
 from hetsched.schedule.program import Program
 from hetsched.sim.timeline import Span, Stream, Timeline, make_timeline

@@ -11,7 +11,7 @@ from hetsched.layout.rank_share import Runs
 from hetsched.runtime.arriving import Receive
 from hetsched.runtime.events import Arrival
 from hetsched.runtime.exchange import Message, StepSetup, Transfer, Transport
-from hetsched.runtime.recorder import Recorder, Wait
+from hetsched.runtime.measure.recorder import Recorder, Wait
 from hetsched.runtime.transport.memory import MemoryOfAnother
 
 

@@ -10,9 +10,9 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from hetsched.runtime.context_meter import Passed
-from hetsched.runtime.metered import Received, Traffic
-from hetsched.runtime.trace import SHORTEST_WAIT_NS
+from hetsched.runtime.measure.context_meter import Passed
+from hetsched.runtime.measure.metered import Received, Traffic
+from hetsched.runtime.measure.trace import SHORTEST_WAIT_NS
 from hetsched.sim.overlap import Flight, Overlap, overlap
 
 
