@@ -22,7 +22,7 @@ NOTES = r"""
 #include <stdio.h>
 #include <string.h>
 static char said[4096];
-int refused = 0, later = 0;
+int refused = 0, later = 0, at_end = 0, at_question = 0;
 static int note(const char* text) { strcat(said, text); return strstr(text, "of 13 ") ? refused : 0; }
 static int moved(const char* verb, void* rows, size_t count, int type, int peer, void* comm, void* stream) {
   char text[256];
@@ -31,14 +31,16 @@ static int moved(const char* verb, void* rows, size_t count, int type, int peer,
 }
 const char* all_said(void) { return said; }
 int ncclGroupStart(void) { return note("start\n"); }
-int ncclGroupEnd(void) { return note("end\n"); }
+int ncclGroupEnd(void) { note("end\n"); return at_end; }
 int ncclSend(void* a, size_t n, int t, int p, void* c, void* s) { return moved("send", a, n, t, p, c, s); }
 int ncclRecv(void* a, size_t n, int t, int p, void* c, void* s) { return moved("receive", a, n, t, p, c, s); }
 int ncclCommGetAsyncError(void* comm, int* state) {
   static int num_asked = 0;
-  note("asked\n");
+  char text[64];
+  sprintf(text, "asked %p\n", comm);
+  note(text);
   *state = ++num_asked < 3 ? 7 : later;
-  return 0;
+  return at_question;
 }
 const char* ncclGetErrorString(int result) { return result == 5 ? "invalid usage" : "something else"; }
 """
@@ -90,27 +92,34 @@ def test_rows_for_one_rank_need_no_group(library: Path, is_send: bool) -> None:
     assert said.startswith("send" if is_send else "receive")
 
 
-def answer(built: Any, *, refused: int, later: int = 0) -> None:
-    """Have 13 bytes answered with ``refused``, and the question what came of it with 7 twice and ``later`` then."""
-    for name, value in (("refused", refused), ("later", later)):
+def answer(built: Any, **results: int) -> None:
+    """Have calls answered otherwise than with 0.
+
+    Args:
+        built: the library.
+        results: of ``refused``, a move of 13 bytes; ``at_end`` of a group; ``at_question`` what has come of it; and
+            what has, which is 7 twice and then ``later``.
+    """
+    for name, value in results.items():
         ctypes.c_int.in_dll(built, name).value = value
 
 
-def test_what_nccl_refuses_is_told_and_its_group_is_ended(library: Path) -> None:
+@pytest.mark.parametrize("refused", ["refused", "at_end"])
+def test_what_nccl_refuses_is_told_and_its_group_is_ended(library: Path, refused: str) -> None:
     built = build(library, NOTES)
-    answer(built, refused=5)
+    answer(built, **{refused: 5})
     with pytest.raises(JobError, match="NCCL: invalid usage"):
         Communicator(COMM).move([(ADDRESS, 13, 3), (ADDRESS, 12, 1)], STREAM, is_send=True)
     assert said_by(built)[-1] == "end"
 
 
-@pytest.mark.parametrize("is_refused", [False, True])
-def test_what_is_in_progress_is_waited_for(library: Path, is_refused: bool) -> None:
+@pytest.mark.parametrize(("refused", "num_asked"), [(None, 3), ("later", 3), ("at_question", 1)])
+def test_what_is_in_progress_is_waited_for(library: Path, refused: str | None, num_asked: int) -> None:
     built = build(library, NOTES)
-    answer(built, refused=7, later=5 if is_refused else 0)
-    with pytest.raises(JobError, match="NCCL: invalid usage") if is_refused else nullcontext():
+    answer(built, refused=7, **({refused: 5} if refused else {}))
+    with pytest.raises(JobError, match="NCCL: invalid usage") if refused else nullcontext():
         Communicator(COMM).move([(ADDRESS, 13, 1)], STREAM, is_send=True)
-    assert said_by(built)[1:] == ["asked", "asked", "asked"]
+    assert said_by(built)[1:] == [f"asked {COMM:#x}"] * num_asked
 
 
 @pytest.mark.parametrize("is_connected", [False, True])

@@ -16,7 +16,7 @@ _ALIGNED = 64
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter], group: dist.ProcessGroup | None) -> None:
-    """Sum ``.grad`` of every trained parameter of a stage over ``group``, in float32 or wider, as one message.
+    """Sum ``.grad`` of every trained parameter of a stage over ``group``, in float32 or wider, all together.
 
     A rank that did no work for a parameter takes part with zeros. Nothing is averaged: the loss is already
     divided by the weight of the global batch.
@@ -46,12 +46,11 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
 
 
 def _together(gradients: Sequence[Tensor], *, multiple: int) -> Tensor:
-    """All of them in one dtype, one after the other, and zeros up to a multiple of so many values."""
+    """All of them in one dtype, one after the other, and memory behind them up to a multiple of so many values."""
     num_values = sum(gradient.numel() for gradient in gradients)
     dtype = reduce(torch.promote_types, (gradient.dtype for gradient in gradients))
     together = gradients[0].new_empty(-(-num_values // multiple) * multiple, dtype=dtype)
     torch.cat([gradient.reshape(-1) for gradient in gradients], out=together[:num_values])
-    together[num_values:].zero_()
     return together
 
 
@@ -66,7 +65,7 @@ def _sum_in_parts(values: Tensor, group: dist.ProcessGroup) -> None:
         group: the ranks.
     """
     of_ranks = torch.empty_like(values)
-    # As bytes, since not every backend knows every dtype that it only moves.
+    # As bytes: what is only moved needs no dtype that the backend knows.
     dist.all_to_all_single(of_ranks.view(torch.uint8), values.view(torch.uint8), group=group)
     sums = of_ranks.view(dist.get_world_size(group), -1).sum(0, dtype=torch.float32).to(values.dtype)
     _all_gather(values.view(torch.uint8), sums.view(torch.uint8), group=group)

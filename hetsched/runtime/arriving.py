@@ -15,7 +15,7 @@ class Receive(Protocol):
     """Messages on their way."""
 
     def wait(self) -> Arrival | None:
-        """Goes on, or makes the current stream go on, when they are there; returns when that is, if it has an event."""
+        """Goes on, or makes the current stream go on, when they are there; returns that event, if it has one."""
 
 
 class Arriving(Protocol):

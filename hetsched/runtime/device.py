@@ -35,7 +35,8 @@ def check_devices(plan: Plan) -> None:
     """Refuse a plan whose devices this host does not have; needs no other rank.
 
     Raises:
-        PlanError: fewer GPUs than ranks on this host, no NCCL, or a process group without it.
+        PlanError: fewer GPUs than ranks on this host, no NCCL or no compiled library where the transport calls it, or
+            a process group without NCCL.
     """
     if plan.transport == "gloo":
         return
@@ -70,6 +71,7 @@ class Seat:
         problem: why the rank cannot start, if it cannot.
         host: equal on ranks whose processes can share memory.
         num_queues: of its GPU.
+        no_nccl: why it cannot call NCCL's functions, if it cannot.
     """
 
     gpu: str = ""
@@ -77,6 +79,7 @@ class Seat:
     problem: str | None = None
     host: str = ""
     num_queues: int = 0
+    no_nccl: str | None = None
 
 
 def check_ranks(plan: Plan) -> Sequence[str] | None:
@@ -117,7 +120,8 @@ def what_is_wrong(seats: Sequence[Seat]) -> str | None:
             return f"ranks {first} and {rank} are both on {seat.gpu}; {fix}"
         if seat.nccl != seats[0].nccl:
             return f"rank {rank} has NCCL {seat.nccl}, rank 0 has {seats[0].nccl}; install the same torch everywhere"
-    return None
+    # Between hosts every transport takes NCCL; within one only that of its name does.
+    return name_ranks([seat.no_nccl for seat in seats]) or None if len({seat.host for seat in seats}) > 1 else None
 
 
 def _seat(plan: Plan) -> Seat:
@@ -127,6 +131,7 @@ def _seat(plan: Plan) -> Seat:
         ".".join(map(str, torch.cuda.nccl.version())),  # type: ignore[no-untyped-call]
         host=this_host(),
         num_queues=int(os.environ.get("CUDA_DEVICE_MAX_CONNECTIONS", _CUDA_QUEUES)),
+        no_nccl=nccl_calls.missing(),
     )
 
 

@@ -62,7 +62,7 @@ class EventPool:
             return self._events[number]
 
     def take_back(self) -> None:
-        """Nobody asks for the times of those that were taken any more."""
+        """Nobody waits for those that were taken, or asks for their times, any more."""
         self._num_taken = 0
 
 

@@ -6,6 +6,7 @@ import functools
 import multiprocessing
 import os
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -30,7 +31,8 @@ GRACE_S = 5.0
 def launch(worker: Callable[..., None], *args: Any, num_ranks: int, backend: str = "gloo") -> None:
     """Run ``worker(*args)`` on ``num_ranks`` new processes, with torch.distributed initialized.
 
-    Under torchrun (``RANK`` and ``WORLD_SIZE`` are set) this process is already a rank: it runs the worker itself.
+    Under torchrun (``RANK`` and ``WORLD_SIZE`` are set) this process is already a rank: it runs the worker itself, and
+    with NCCL it says what failed and ends.
 
     Args:
         worker: what each rank does.
@@ -46,8 +48,15 @@ def launch(worker: Callable[..., None], *args: Any, num_ranks: int, backend: str
         dist.init_process_group(backend)
         try:
             worker(*args)
-        finally:
+        except Exception as error:
+            if "nccl" in backend:
+                # To destroy NCCL's groups is to wait for messages whose peer may be gone.
+                sys.stderr.write(f"{_told(error)}\n")
+                sys.stderr.flush()
+                os._exit(1)
             dist.destroy_process_group()
+            raise
+        dist.destroy_process_group()
         return
     # One server imports torch (with the compiler, which its optimizers ask for) and then forks all ranks.
     # What it forks cannot use CUDA if the server has asked for it, as some modules do when they are imported.
@@ -83,10 +92,14 @@ def _rank_main(
         dist.init_process_group(backend, init_method=f"file://{folder}/store", rank=rank, world_size=num_ranks)
         worker(*args)
         dist.destroy_process_group()
-    except HetschedError as error:
-        _leave(folder, rank, f"{type(error).__name__}: {error}")
-    except Exception:
-        _leave(folder, rank, traceback.format_exc())
+    except Exception as error:
+        _leave(folder, rank, _told(error))
+
+
+def _told(error: Exception) -> str:
+    """What people are told of an error that ends a rank: where it was raised, unless it says what to change."""
+    is_plain = isinstance(error, HetschedError)
+    return f"{type(error).__name__}: {error}" if is_plain else "".join(traceback.format_exception(error))
 
 
 def _prepare(backend: str) -> None:

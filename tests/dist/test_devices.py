@@ -144,6 +144,9 @@ def test_ranks_that_cannot_work_together_are_named() -> None:
     assert what_is_wrong([Seat("GPU a"), Seat(problem="no GPU is left")]) == "rank 1: no GPU is left"
     differing = [Seat("GPU a", "2.28"), Seat("GPU b", "2.29")]
     assert "rank 1 has NCCL 2.29, rank 0 has 2.28" in str(what_is_wrong(differing))
+    for hosts, said in (("xx", None), ("xy", "rank 1: it is not there")):
+        seats = [Seat("GPU a", host=hosts[0]), Seat("GPU b", host=hosts[1], no_nccl="it is not there")]
+        assert what_is_wrong(seats) == said, "NCCL is called between hosts"
 
 
 def test_more_streams_than_queues_are_refused_with_the_rank_that_has_them() -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -104,6 +107,38 @@ def test_under_torchrun_the_process_is_a_rank_already(tmp_path: Path, ranks: Poo
         port = free.getsockname()[1]
     ranks.run(launch_as_torchrun, tmp_path, port, num_ranks=2)
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"0": "1", "1": "1"}
+
+
+FAILS_UNDER_TORCHRUN = """
+import os, time
+from unittest import mock
+import torch.distributed as dist
+from hetsched.errors import JobError
+from hetsched.train.launch import launch
+
+def fails():
+    raise {error}
+
+os.environ |= dict(RANK="0", WORLD_SIZE="1")
+# As of a job whose peer is gone: its messages never end.
+never = mock.Mock(side_effect=lambda: time.sleep(3600))
+with mock.patch.object(dist, "init_process_group"), mock.patch.object(dist, "destroy_process_group", never):
+    launch(fails, num_ranks=1, backend="cpu:gloo,cuda:nccl")
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        ("JobError('nothing arrived from rank 1')", r"JobError: nothing arrived from rank 1\n"),
+        ("ValueError('a bug')", r"Traceback[\s\S]*in fails[\s\S]*ValueError: a bug\n+"),
+    ],
+)
+def test_under_torchrun_a_failure_does_not_wait_for_messages_of_nccl(error: str, said: str) -> None:
+    command = [sys.executable, "-c", FAILS_UNDER_TORCHRUN.format(error=error)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert run.returncode == 1
+    assert re.fullmatch(said, run.stderr), run.stderr
 
 
 def launch_as_torchrun(folder: Path, port: int) -> None:

@@ -327,9 +327,11 @@ def test_rows_are_read_right_whether_they_come_from_this_host_or_another(hosts: 
 
 def test_only_what_goes_to_another_host_goes_over_the_network() -> None:
     host = Host(4)
-    with host.patched(), mock.patch.object(by_host, "NcclCarrier"):
+    with host.patched(), mock.patch.object(by_host, "NcclCarrier") as nccl:
         ranks = Ranks(host, 0, "aabb")
         ranks.run(num_steps=1)
+    far = [link for link in dict.fromkeys(ranks.links.values()) if {rank < 2 for rank in link.ranks} == {True, False}]
+    assert nccl.call_args_list == [mock.call(far, device=torch.device("cpu"))] * 4
     ends = {(source, destination) for (_, source, destination), sent in ranks.sent.items() if sent}
     assert ends == {(source, of) for source, of in permutations(range(4), 2) if (source < 2) != (of < 2)}
     assert [carrier._far.num_prepared for carrier in ranks.carriers] == [2] * 4, "at the start, and for the step"

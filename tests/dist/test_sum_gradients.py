@@ -11,6 +11,8 @@ from hetsched.parallel.data import sum_gradients
 from tests.dist.pool import Pool
 
 NUM_RANKS = 3
+ERRORS = {torch.float64: 1e-15, torch.float32: 1e-6, torch.bfloat16: 2**-8}
+"""For bfloat16 half of a unit in the last place, of what was added up in float32."""
 SHAPES = [(5, 3), (7,), (1,), (0, 4), (2, 3, 5)]
 
 
@@ -62,40 +64,52 @@ def expected(found: Tensor, number: int, idle: int | None) -> Tensor:
 
 @pytest.mark.parametrize("idle", [None, 1])
 @pytest.mark.parametrize(
-    ("dtypes", "error"),
-    [
-        ([torch.float64], 1e-15),
-        ([torch.float32], 1e-6),
-        # Half of a unit in the last place, of what was added up in float32.
-        ([torch.bfloat16], 2**-8),
-        ([torch.bfloat16, torch.float32], 2**-8),
-    ],
+    "dtypes",
+    [[torch.float64], [torch.float32], [torch.bfloat16], [torch.bfloat16, torch.float32]],
     ids=["float64", "float32", "bfloat16", "mixed"],
 )
 def test_every_rank_has_the_sum_in_the_tensor_that_it_had(
-    ranks: Pool, dtypes: list[torch.dtype], error: float, idle: int | None
+    ranks: Pool, dtypes: list[torch.dtype], idle: int | None
 ) -> None:
     by_rank = ranks.run(summed, dtypes, idle, num_ranks=NUM_RANKS)
     for of_rank in by_rank:
         assert len(of_rank) == len(SHAPES) + 1
         for number, ((found, is_same), (first, _)) in enumerate(zip(of_rank, by_rank[0], strict=True)):
+            error = ERRORS[found.dtype]
             torch.testing.assert_close(found.double(), expected(found, number, idle), rtol=error, atol=error)
             assert is_same and torch.equal(found, first)
 
 
 def test_bfloat16_is_added_up_in_float32(ranks: Pool) -> None:
-    """In bfloat16, 256 + 1 is 256."""
+    """In bfloat16, 256 + 1 is 256, whichever rank has the 256."""
     for found in ranks.run(small_beside_large, num_ranks=NUM_RANKS):
-        assert found.tolist() == [258.0]
+        assert found.tolist() == [258.0] * NUM_RANKS
 
 
 def small_beside_large() -> Tensor:
-    stage = nn.ParameterList([torch.zeros(1, dtype=torch.bfloat16)])
-    stage[0].grad = torch.full_like(stage[0], 256.0 if dist.get_rank() == 0 else 1.0)
-    sum_gradients(stage.parameters(), dist.group.WORLD)
-    grad = stage[0].grad
-    assert grad is not None
-    return grad.float()
+    return sum_of([256.0 if rank == dist.get_rank() else 1.0 for rank in range(NUM_RANKS)], dist.group.WORLD)
+
+
+def sum_of(values: list[float], group: dist.ProcessGroup | None) -> Tensor:
+    """A parameter's gradient, once it was summed; in bfloat16 before."""
+    stage = nn.ParameterList([torch.zeros(len(values), dtype=torch.bfloat16)])
+    stage[0].grad = torch.tensor(values).to(torch.bfloat16)
+    sum_gradients(stage.parameters(), group)
+    assert stage[0].grad is not None
+    return stage[0].grad.float()
+
+
+def test_only_the_ranks_of_the_group_are_summed(ranks: Pool) -> None:
+    first, second, third = ranks.run(two_of_three, num_ranks=3)
+    assert first.tolist() == third.tolist() == [4.0, 2.0]
+    assert second.tolist() == [2.0, 2.0]
+
+
+def two_of_three() -> Tensor:
+    """Ranks 0 and 2 are one group, rank 1 is another."""
+    pair, alone = dist.new_group([0, 2]), dist.new_group([1])
+    mine = alone if dist.get_rank() == 1 else pair
+    return sum_of([dist.get_rank() + 1.0, 1.0] if dist.get_rank() != 1 else [2.0, 2.0], mine)
 
 
 def test_without_copies_what_has_no_gradient_has_zeros() -> None:

@@ -26,6 +26,9 @@ class ByHostCarrier(MemoryOfAnother):
         links: of the job; the wires of each are all within hosts, or all between them.
         hosts: of each rank.
         device: this rank's GPU.
+
+    Raises:
+        JobError: as by PeerCarrier and NcclCarrier.
     """
 
     def __init__(self, links: Sequence[Link], *, hosts: Sequence[str], device: torch.device) -> None:

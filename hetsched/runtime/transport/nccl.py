@@ -1,7 +1,7 @@
 """NCCL's sends and receives: GPUs, of one host or of several.
 
 NCCL has no tags: it matches by order within a communicator, and a communicator's operations run in order on one stream.
-So every link has a communicator and a stream of its own, and what a SEND or RECV moves on it is one group of NCCL's.
+So every link has a communicator and a stream of its own, and what a SEND or RECV moves on it is enqueued at once.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class NcclCarrier(OwnMemory):
     """
 
     def __init__(self, links: Sequence[Link], *, device: torch.device) -> None:
-        groups = {link: dist.new_group(list(link.ranks), backend="nccl") for link in links}
+        groups = {link: _group_of(link) for link in links}
         mine = [link for link in links if dist.get_rank() in link.ranks]
         # In the order of the links everywhere, as NCCL waits for the others.
         self._communicators = {link: Communicator.of(groups[link], device) for link in mine}
@@ -45,7 +45,7 @@ class NcclCarrier(OwnMemory):
         self._events = EventPool(partial(torch.Event, device, enable_timing=True))
 
     def prepare(self, setup: StepSetup) -> None:
-        """As in Carrier: NCCL needs no memory."""
+        """As in Carrier: events are free again; NCCL needs no memory."""
         self._events.take_back()
 
     def send(self, link: Link, transfer: Transfer, messages: Mapping[int, Message]) -> NcclWork:
@@ -70,11 +70,21 @@ class NcclCarrier(OwnMemory):
         return done
 
 
+def _group_of(link: Link) -> Any:
+    """A group of torch's, which every rank of the job makes.
+
+    The stream that it comes with is never used, so that is taken from those of high priority: torch hands out 32 of
+    each, and a link's own must be nobody else's.
+    """
+    options = dist.ProcessGroupNCCL.Options(is_high_priority_stream=True)
+    return dist.new_group(list(link.ranks), backend="nccl", pg_options=options)
+
+
 class NcclWork:
-    """One group; keeps the memory that it moves.
+    """What was moved on a link at once; keeps its memory.
 
     Args:
-        done: is recorded behind it.
+        done: is recorded behind it, on the link's stream.
         rows: by peer.
     """
 
@@ -87,12 +97,12 @@ class NcclWork:
         return self._done.query()
 
     def seen(self, aside: Any, events: EventPool) -> Event:
-        """As in Arrival: a send ends with its receive."""
+        """As in Arrival: NCCL is done with a send once the receiver, or for few rows its memory, has them."""
         return self._done
 
 
 class NcclReceive(NcclWork):
-    """A group of receives; the current stream that waits for it also puts rows in their places.
+    """Messages that are received; the current stream that waits for them also puts rows in their places.
 
     Args:
         done: as in NcclWork.
@@ -104,9 +114,8 @@ class NcclReceive(NcclWork):
         super().__init__(done, rows)
         self._messages = messages
 
-    def wait(self) -> NcclReceive:
-        """As in Receive."""
+    def wait(self) -> None:
+        """As in Receive; the event of their arrival may be long past, and says nothing of when the stream goes on."""
         self._done.wait()
         for peer, message in self._messages.items():
             message.unpack(self._rows[peer])
-        return self

@@ -1,7 +1,7 @@
 """NCCL's own functions, on the communicators of torch's process groups: torch's sends take the host twice as long.
 
-They are those of the library that torch itself calls, found through torch's, wherever it lies. Process groups know
-nothing of what is moved here, so their watchdogs do not look after it.
+The functions are looked up in ``libtorch_cuda.so``, which has loaded the NCCL that torch calls, wherever that lies.
+Process groups know nothing of what is moved here: the step's own watchdog ends a process that stands still.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Communicator:
     def of(cls, group: dist.ProcessGroup, device: torch.device) -> Communicator:
         """That of a group; collective, on the current device."""
         backend: Any = group._get_backend(device)
-        # Where the whole job is bound to devices, a new group has one already, and would make another.
+        # Where the job's ranks are bound to devices a new group is connected already, and would connect once more.
         if not backend._comm_ptr():
             backend.eager_connect_single_device(device)
         return cls(backend._comm_ptr())

@@ -54,7 +54,7 @@ _HELD_FACTOR = 1.25
 """Times the timeout until the watchdog ends a process whose own thread has not raised by then."""
 _MOST_QUEUES = 32
 _OTHER_STREAMS = 6
-"""Streams of a rank besides the links': work, the row kernels' second one, copies, sums of gradients."""
+"""Streams of a rank besides the links': work, the clock's, the row kernels' second one, copies, sums, rings of keys."""
 _ASK_S = 1.0
 
 
@@ -102,7 +102,7 @@ class Carrier(Lender, Protocol):
     """How messages of a link move; making one is collective."""
 
     def prepare(self, setup: StepSetup) -> None:
-        """Make memory for a step's messages; collective, while none is on its way."""
+        """Make memory for a step's messages, take back what the last used; collective, while none is on its way."""
 
     def send(self, link: Link, transfer: Transfer, messages: Mapping[int, Message]) -> Sending: ...
 
