@@ -117,10 +117,12 @@ def builders(sizes: Sizes, *, is_compiled: bool = False) -> dict[str, StageBuild
     """
 
     def vision(stage: int, mesh: HasStages) -> nn.Module:
+        torch.manual_seed(stage)  # replicas start from the same weights
         with mesh.device:
             return compiled(VisionStage(sizes.vision, out=sizes.llm.hidden, stage=stage, num_stages=mesh.num_stages))
 
     def llm(stage: int, mesh: HasStages) -> nn.Module:
+        torch.manual_seed(stage)
         with mesh.device:
             return compiled(LLMStage(sizes.llm, stage=stage, num_stages=mesh.num_stages))
 

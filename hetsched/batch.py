@@ -5,9 +5,12 @@ Every rank holds the metadata of the global batch; only the ranks that work on a
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,3 +84,13 @@ class Batch:
     def of(cls, source: DataSource, indices: Sequence[int]) -> Batch:
         """The batch of the samples ``indices`` of ``source``."""
         return cls(source, tuple(source.describe(index) for index in indices))
+
+    @property
+    def digest(self) -> int:
+        """Below 2**63; equal on two ranks whose samples are described alike."""
+        placeholders = [p for sample in self.samples for p in sample.placeholders]
+        of_samples = [(s.index, s.num_tokens, s.weight, len(s.placeholders)) for s in self.samples]
+        of_items = [(p.start, p.item.key, p.item.num_inputs, p.item.num_rows) for p in placeholders]
+        sha = hashlib.sha256(np.array(of_samples + of_items, np.int64).tobytes())
+        sha.update(" ".join(p.item.module for p in placeholders).encode())
+        return int.from_bytes(sha.digest()[:8], "little") >> 1

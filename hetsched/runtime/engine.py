@@ -11,13 +11,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from hetsched.batch import Batch
-from hetsched.errors import DataError, JobError, PlanError
+from hetsched.errors import DataError
 from hetsched.graph import make_topology
 from hetsched.ops import take_fault
 from hetsched.parallel.data import sum_gradients
 from hetsched.plan import Plan
+from hetsched.runtime.agreement import check_copies, check_launch
 from hetsched.runtime.channels import Channels
-from hetsched.runtime.device import check_ranks, peak_memory_bytes, use_device
+from hetsched.runtime.device import peak_memory_bytes, use_device
 from hetsched.runtime.exchange import Exchange, StepSetup, Transport
 from hetsched.runtime.executor import Executor, StepResult
 from hetsched.runtime.measure.clock import clock_of
@@ -67,21 +68,22 @@ class Engine:
     Args:
         plan: the job's plan.
         builders: for each module a function ``(stage, mesh) -> nn.Module``; the contract of a stage
-            is in hetsched.runtime.stage.StageMeta. Parameters that differ between replicas are the caller's fault:
-            build them from seeds, or load them.
+            is in hetsched.runtime.stage.StageMeta. Replicas must start from the same values: build them from seeds, or
+            load them. The first step compares them.
         timeout_s: seconds that a message may take before the job is given up.
         is_debug: announce every message (edge, microbatch, direction, shape, digest of the step) and compare; slow.
 
     Raises:
-        PlanError: the job has another number of ranks than the plan, a builder is missing, or this host lacks the
-            devices of the plan's transport.
-        JobError: another rank has another plan, or cannot use its device; the message names it.
+        TypeError: a builder returns no nn.Module, or the plan is no Plan.
+        PlanError: the job has another number of ranks than the plan, builders and modules do not match, or this host
+            lacks the devices of the plan's transport.
+        JobError: there is no job, another rank has another plan, or cannot use its device; the message names it.
     """
 
     def __init__(
         self, plan: Plan, builders: Mapping[str, Builder], *, timeout_s: float = 60.0, is_debug: bool = False
     ) -> None:
-        self._hosts = _check_launch(plan, builders)
+        self._hosts = check_launch(plan, list(builders))
         self.plan, self.rank, self.device = plan, dist.get_rank(), use_device(plan, dist.get_rank())
         self.recorder = Recorder(clock_of(self.device))
         self._meters = {name: ContextMeter(self.recorder) for name in plan.modules}
@@ -111,6 +113,7 @@ class Engine:
         self._last_program: Program | None = None
         self._rooms: tuple[Program, StepRooms] | None = None
         self._upcoming: Prepared | None = None
+        self._copies_are_equal = False
 
     def step(self, batch: Batch, *, upcoming: Batch | None = None) -> StepReport:
         """Forward, backward and gradient reduction of one batch, the same on every rank.
@@ -124,10 +127,15 @@ class Engine:
                 than ``timeout_s``; what is wrong with it is raised by its own step.
 
         Raises:
-            DataError: on every rank, if any rank cannot use the data; names the sample.
+            DataError: on every rank, if any rank cannot use the data, or has another batch; names the sample. On one
+                rank, if a stage does not return what its contract says.
+            JobError: in the first step, if replicas of a stage differ.
             ValueError: a row operation met a bad id or placeholder. On a GPU, where kernels go on after a fault, it
                 comes on every rank at the end of the step, whose gradients are then worth nothing.
         """
+        if not self._copies_are_equal:
+            check_copies(self.stages, self._groups)
+            self._copies_are_equal = True
         for parameter in self.parameters():
             parameter.grad = None
         ready, self._upcoming = self._upcoming, None
@@ -225,7 +233,10 @@ class Engine:
         layout, dtype = self.plan.modules[name].layout, getattr(torch, self.plan.dtype)
         group = self._groups[name].context
         mesh = ModuleMesh(name, layout.num_stages, self.device, dtype, self._meshes[name], group, self._meters[name])
-        module = builder(stage, mesh).to(self.device, dtype)
+        built = builder(stage, mesh)
+        if not isinstance(built, nn.Module):
+            raise TypeError(f"the builder of module {name} returned {type(built).__name__}, not an nn.Module")
+        module = built.to(self.device, dtype)
         if self.plan.modules[name].frozen:
             module.requires_grad_(False)
         return module
@@ -234,6 +245,8 @@ class Engine:
         sum_gradients(parameters, self._groups[name].copies)
 
     def _prepare(self, batch: Batch, *, is_training: bool) -> Prepared:
+        if not isinstance(batch, Batch):
+            raise TypeError(f"a step takes a Batch, not {type(batch).__name__}: Batch.of(source, indices) makes one")
         return prepare(
             self.plan,
             batch,
@@ -297,7 +310,7 @@ class Engine:
         if sum(every["weight"]) != step.divisor:
             raise DataError(
                 f"the stages counted a weight of {sum(every['weight']):g}, the samples were described with "
-                f"{step.divisor}; make Sample.weight and what the last stage returns agree"
+                f"{step.divisor}; make Sample.weight and the second of what the last stage returns agree"
             )
         num_tokens = sum(sample.num_tokens for sample in batch.samples)
         return make_report(every, divisor=step.divisor, num_tokens=num_tokens, is_on_gpu=self.device.type != "cpu")
@@ -307,25 +320,3 @@ def _kernel_fault() -> str | None:
     """What row kernels met on this rank and could not raise; None if all was well."""
     fault = take_fault()
     return None if fault is None else str(fault)
-
-
-def _check_launch(plan: Plan, builders: Mapping[str, Builder]) -> Sequence[str] | None:
-    """The host of each rank, where it matters."""
-    # Compared before all else: ranks that raise while others go on would leave those waiting.
-    digests = gather_objects(plan.digest, group=None)
-    usual = max(digests, key=digests.count)
-    for rank, digest in enumerate(digests):
-        if digest != usual:
-            raise JobError(f"rank {rank} has another plan: its digest is {digest}, the others' is {usual}")
-    launched = dist.get_world_size()
-    if launched != plan.world_size:
-        raise PlanError(
-            f"rank {dist.get_rank()}: the plan is for {plan.world_size} ranks, {launched} were launched",
-            field="world_size",
-            fix=f"launch {plan.world_size} processes, or write world_size = {launched} and layouts to match",
-            source=plan.source,
-        )
-    for name in plan.modules:
-        if name not in builders:
-            raise PlanError(f"module {name} has no builder", field=f"modules.{name}", fix="pass one to Engine")
-    return check_ranks(plan)

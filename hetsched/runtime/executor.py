@@ -18,6 +18,7 @@ from hetsched.errors import DataError
 from hetsched.layout.rank_share import RankShare
 from hetsched.lower.lifetime import last_uses
 from hetsched.runtime.arriving import Arriving
+from hetsched.runtime.contract import check_output
 from hetsched.runtime.exchange import Exchange, Transfer
 from hetsched.runtime.losses import Losses
 from hetsched.runtime.measure.recorder import Recorder
@@ -46,8 +47,8 @@ class StepWork(Protocol):
     def num_tokens(self, module: str, microbatch: int) -> int:
         """Tokens of this rank's share; 0 where it has none."""
 
-    def num_rows(self, module: str, microbatch: int) -> int:
-        """Rows that the module's last stage makes of this rank's share."""
+    def num_rows(self, module: str, stage: int, microbatch: int) -> int | None:
+        """Rows that a stage makes of this rank's share; None where it makes a loss."""
 
     def meta(
         self, module: str, stage: int, microbatches: Sequence[int], boundary: Mapping[str, BoundaryRows]
@@ -129,6 +130,7 @@ class Executor:
         self._reduce = reduce
         # Walked once: in a step a walk would hold the host for 100 us and more.
         self._parameters = {key: list(stage.parameters()) for key, stage in stages.items()}
+        self._is_trained = {key: any(p.requires_grad for p in of) for key, of in self._parameters.items()}
         self._deferred = {key: WeightGradients(stage) for key, stage in stages.items() if key[0] in deferring}
         self._do = {
             Kind.F: self._forward,
@@ -204,6 +206,7 @@ class Executor:
             boundary[edge.split("->")[0]] = BoundaryRows(leaf, self._work.boundary_index(edge, m))
             leaves[edge] = leaf
         output = self._call(a, rows, self._work.meta(a.module, a.stage, [m], boundary))
+        self._check(a, output, self._work.num_rows(a.module, a.stage, m))
         gradient = None
         if isinstance(output, tuple):
             output, gradient = self._loss(a, m, output)
@@ -215,7 +218,8 @@ class Executor:
         if not present:
             return
         output = self._call(a, None, self._work.meta(a.module, a.stage, present, {}))
-        sizes = [self._work.num_rows(a.module, m) for m in present]
+        sizes = [self._work.num_rows(a.module, a.stage, m) or 0 for m in present]
+        self._check(a, output, sum(sizes))
         for m, rows in zip(present, output.split(sizes), strict=True):
             self._live[a.module, a.stage, m] = _Live(None, {}, rows)
 
@@ -225,6 +229,9 @@ class Executor:
             if torch.is_grad_enabled() and all(self._work.recomputes(a.module, m) for m in a.microbatches):
                 return checkpoint(stage, rows, meta, use_reentrant=False)
             return stage(rows, meta)
+
+    def _check(self, a: Action, output: Any, num_rows: int | None) -> None:
+        check_output(output, a, num_rows=num_rows, is_trained=self._is_trained[a.module, a.stage])
 
     def _loss(self, a: Action, microbatch: int, output: tuple[Any, ...]) -> tuple[Tensor, Tensor | None]:
         """The loss of a microbatch, and its gradient."""
@@ -280,7 +287,7 @@ class Executor:
             assert live.output is not None
             move = self._work.move(a, m)
             hidden = move.transfer.channel.hidden
-            if live.output.ndim != 2 or live.output.shape[1] != hidden:
+            if live.output.shape[1] != hidden:
                 raise DataError(
                     f"stage {a.stage} of module {module} returned {list(live.output.shape)}, but the plan "
                     f"declares rows of {hidden}; change the stage or `hidden`"

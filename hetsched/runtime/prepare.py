@@ -21,6 +21,9 @@ from hetsched.runtime.work import RankStep
 from hetsched.schedule.program import Program
 from hetsched.stepplan import StepPlan, plan_step
 
+_NUM_SHOWN = 4
+"""Samples of a batch that a message names."""
+
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
@@ -43,16 +46,35 @@ class Prepared:
         """The step, once all ranks have theirs; every rank calls this.
 
         Raises:
-            DataError: on every rank, if the batch does not fit the plan or any rank could not load its part.
+            DataError: on every rank, if ranks have different batches, the batch does not fit the plan, or any rank
+                could not load its part.
         """
+        digest = self.batch.digest
+        most = torch.tensor([self.problem is not None, digest, -digest], dtype=torch.int64)
+        dist.all_reduce(most, dist.ReduceOp.MAX)
+        has_failed, largest, smallest = most.tolist()
+        if largest != -smallest:
+            raise DataError(_whose_differs(self.batch))
         if self.unfit is not None:
             raise self.unfit
-        failed = torch.tensor([self.problem is not None], dtype=torch.int32)
-        dist.all_reduce(failed)
-        if failed.item():
+        if has_failed:
             raise DataError(name_ranks(gather_objects(self.problem, group=None)))
         assert self.work is not None and self.step is not None
         return self.work, self.step
+
+
+def _whose_differs(batch: Batch) -> str:
+    """Which rank has another batch than most; every rank calls this."""
+    digests, firsts = zip(
+        *gather_objects((batch.digest, [s.index for s in batch.samples[:_NUM_SHOWN]]), group=None), strict=True
+    )
+    usual = max(digests, key=digests.count)
+    rank = next(rank for rank, digest in enumerate(digests) if digest != usual)
+    other = digests.index(usual)
+    return (
+        f"rank {rank} has another batch than rank {other}: their first samples are {firsts[rank]} and "
+        f"{firsts[other]}; give every rank the same samples, described alike and in the same order"
+    )
 
 
 def prepare(

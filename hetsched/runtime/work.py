@@ -124,8 +124,10 @@ class RankStep:
     def num_tokens(self, module: str, microbatch: int) -> int:
         return self._held(module, microbatch).num_tokens(self._where[module].cp)
 
-    def num_rows(self, module: str, microbatch: int) -> int:
-        return self._held(module, microbatch).num_rows(self._where[module].cp)
+    def num_rows(self, module: str, stage: int, microbatch: int) -> int | None:
+        if stage < self._plan.modules[module].layout.num_stages - 1:
+            return self.num_tokens(module, microbatch)
+        return None if module == self._plan.sink else self._held(module, microbatch).num_rows(self._where[module].cp)
 
     def meta(
         self, module: str, stage: int, microbatches: Sequence[int], boundary: Mapping[str, BoundaryRows]

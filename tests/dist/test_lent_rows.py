@@ -62,7 +62,8 @@ class Work:
 
     divisor = 1
 
-    def __init__(self, actions: Sequence[Action]) -> None:
+    def __init__(self, actions: Sequence[Action], *, is_last: bool = False) -> None:
+        self._is_last = is_last
         channels = {Kind.RECV_F: FORWARD, Kind.RECV_B: BACKWARD}
         self.signals_to: dict[int, Any] = {}
         self.signals_from: dict[int, Any] = {}
@@ -76,6 +77,9 @@ class Work:
 
     def num_tokens(self, module: str, microbatch: int) -> int:
         return ROWS
+
+    def num_rows(self, module: str, stage: int, microbatch: int) -> int | None:
+        return None if self._is_last else ROWS
 
     def meta(self, *_: Any) -> StageMeta:
         return StageMeta(0, torch.tensor([0, ROWS]), ROWS, torch.arange(ROWS), {}, {})
@@ -118,7 +122,8 @@ def run(texts: str, *stages: nn.Module, is_training: bool = True) -> tuple[Lende
     executor = Executor(named, exchange=exchange, recorder=recorder, reduce=lambda *_: None)
     recorder.begin_step()
     actions = [parse_action(f"llm:{text}") for text in texts.split()]
-    result = executor.run(actions, Work(actions), is_training=is_training, meanwhile={})  # type: ignore[arg-type]
+    work: Any = Work(actions, is_last=isinstance(stages[-1], Scores))
+    result = executor.run(actions, work, is_training=is_training, meanwhile={})
     return transport, result
 
 

@@ -1,0 +1,89 @@
+"""What the ranks of a job have to agree on before they work together, and how each is told that they do not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from hetsched.errors import JobError, PlanError
+from hetsched.plan import Plan
+from hetsched.runtime.device import check_ranks
+from hetsched.runtime.mesh import ModuleGroups
+from hetsched.runtime.report import gather_objects
+
+
+def check_launch(plan: Plan, modules: Sequence[str]) -> Sequence[str] | None:
+    """Compare plans, ranks and devices; every rank calls this as it makes an engine.
+
+    Args:
+        plan: of this rank.
+        modules: for which it has a builder.
+
+    Returns:
+        The host of each rank, where it matters.
+
+    Raises:
+        TypeError: what should be a plan is something else.
+        PlanError: the job has another number of ranks, or modules and builders do not match; or as by ``check_ranks``.
+        JobError: there is no job, or another rank has another plan; or as by ``check_ranks``.
+    """
+    if not isinstance(plan, Plan):
+        raise TypeError(f"an engine takes a Plan, not {type(plan).__name__}: hetsched.load_plan reads one from a file")
+    if not dist.is_initialized():
+        raise JobError("there is no job yet: start its ranks by hetsched.launch, or call init_process_group before")
+    # Compared before all else: ranks that raise while others go on would leave those waiting.
+    digests = gather_objects(plan.digest, group=None)
+    usual = max(digests, key=digests.count)
+    for rank, digest in enumerate(digests):
+        if digest != usual:
+            raise JobError(f"rank {rank} has another plan: its digest is {digest}, the others' is {usual}")
+    launched = dist.get_world_size()
+    if launched != plan.world_size:
+        raise PlanError(
+            f"rank {dist.get_rank()}: the plan is for {plan.world_size} ranks, {launched} were launched",
+            field="world_size",
+            fix=f"launch {plan.world_size} processes, or write world_size = {launched} and layouts to match",
+            source=plan.source,
+        )
+    for name in plan.modules:
+        if name not in modules:
+            raise PlanError(f"module {name} has no builder", field=f"modules.{name}", fix="pass one to Engine")
+    for name in modules:
+        if name not in plan.modules:
+            fix = f"name builders after the plan's modules: {', '.join(plan.modules)}"
+            raise PlanError(f"there is a builder for {name}, which is no module of the plan", field="modules", fix=fix)
+    return check_ranks(plan)
+
+
+def check_copies(stages: Mapping[tuple[str, int], nn.Module], groups: Mapping[str, ModuleGroups]) -> None:
+    """Compare the parameters of stages with those of their copies on other ranks; every rank calls this.
+
+    Args:
+        stages: of this rank, by module and number.
+        groups: of the modules.
+
+    Raises:
+        JobError: on every rank, where copies differ in the sum of a parameter's values.
+    """
+    problems = dict.fromkeys(of for of in gather_objects(_unequal(stages, groups), group=None) if of is not None)
+    if problems:
+        raise JobError(f"{', '.join(problems)}; build copies from the same seed, or load them")
+
+
+def _unequal(stages: Mapping[tuple[str, int], nn.Module], groups: Mapping[str, ModuleGroups]) -> str | None:
+    found = None
+    for (module, stage), built in stages.items():
+        group, named = groups[module].copies, dict(built.named_parameters())
+        if group is None or not named:
+            continue
+        sums = torch.stack([p.detach().double().sum() for p in named.values()]).nan_to_num()
+        most = torch.stack([sums, -sums])
+        dist.all_reduce(most, dist.ReduceOp.MAX, group=group)
+        for name, is_odd in zip(named, (most[0] != -most[1]).tolist(), strict=True):
+            if is_odd and found is None:
+                ranks = ", ".join(map(str, dist.get_process_group_ranks(group)))
+                found = f"{name} of stage {stage} of module {module} differs between ranks {ranks}, which hold copies"
+    return found

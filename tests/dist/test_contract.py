@@ -1,0 +1,177 @@
+"""Stages that break their contract, and ranks that do not agree: told at once, and with what to change."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from hetsched import Batch, Engine, StageMeta
+from hetsched.errors import DataError, HetschedError
+from hetsched.models.multimodal import builders
+from hetsched.plan import Plan
+from hetsched.runtime.contract import check_output
+from hetsched.schedule.action import parse_action
+from tests.dist.plans import make_plan
+from tests.dist.pool import Pool
+from tests.dist.ragged import RaggedSource
+from tests.dist.test_lent_rows import HIDDEN, ROWS, run
+
+FORWARD = parse_action("llm:2F0")
+SCALAR = torch.zeros((), requires_grad=True)
+MADE = torch.zeros(3, 4, requires_grad=True)
+
+
+@pytest.mark.parametrize(
+    ("output", "num_rows", "said"),
+    [
+        (MADE[:2], 3, r"a tensor of shape [2, 4]; return rows, [3, hidden]"),
+        (MADE.flatten(), 3, r"a tensor of shape [12]; return rows, [3, hidden]"),
+        ((MADE, 1), 3, r"(a tensor of shape [3, 4], an object of type int); return rows, [3, hidden]"),
+        (None, 3, r"an object of type NoneType; return rows, [3, hidden]"),
+        (MADE.detach(), 3, r"a tensor of shape [3, 4]; return what its parameters made: no gradient reaches them"),
+        (SCALAR, None, r"a tensor of shape []; return (loss_sum, weight): a scalar tensor"),
+        ((SCALAR,), None, r"(a tensor of shape []); return (loss_sum, weight)"),
+        ((MADE, 3), None, r"(a tensor of shape [3, 4], an object of type int); return (loss_sum, weight)"),
+        ((1.5, 3), None, r"(an object of type float, an object of type int); return (loss_sum, weight)"),
+    ],
+)
+def test_what_breaks_the_contract_is_told_with_what_to_return(output: Any, num_rows: int | None, said: str) -> None:
+    with pytest.raises(DataError, match=re.escape(f"stage 2 of module llm returned {said}")):
+        check_output(output, FORWARD, num_rows=num_rows, is_trained=True)
+
+
+@pytest.mark.parametrize(
+    ("output", "num_rows", "is_trained"),
+    [
+        (MADE, 3, True),
+        (MADE.detach(), 3, False),
+        (MADE[:0].detach(), 0, True),
+        ((SCALAR, 3), None, True),
+        ((SCALAR.detach(), torch.ones(()), MADE), None, True),
+    ],
+)
+def test_what_keeps_it_passes(output: Any, num_rows: int | None, is_trained: bool) -> None:
+    check_output(output, FORWARD, num_rows=num_rows, is_trained=is_trained)
+
+
+def test_nothing_needs_a_gradient_where_nobody_trains() -> None:
+    with torch.no_grad():
+        check_output(MADE.detach(), FORWARD, num_rows=3, is_trained=True)
+
+
+class Short(nn.Module):
+    """Loses its last row."""
+
+    def forward(self, rows: Tensor, meta: StageMeta) -> Tensor:
+        return rows[:-1]
+
+
+class Detached(nn.Module):
+    """Has a parameter, and makes nothing of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(HIDDEN, dtype=torch.float64))
+
+    def forward(self, rows: Tensor, meta: StageMeta) -> Tensor:
+        return (rows * self.scale).detach()
+
+
+@pytest.mark.parametrize(("stage", "said"), [(Short(), rf"\[{ROWS - 1}, {HIDDEN}\]"), (Detached(), "no gradient")])
+def test_a_stage_is_held_to_it_before_anything_is_sent(stage: nn.Module, said: str) -> None:
+    with pytest.raises(DataError, match=f"stage 1 of module llm returned .*{said}"):
+        run("1RECV_F0 1F0 1SEND_F0", stage)
+
+
+COLOCATED = dict(vision="first_rank = 0\nlayout.dp = 2", llm="first_rank = 0\nlayout.pp = 2", world_size=2)
+
+
+@dataclass
+class Mistake:
+    """What a rank does otherwise than it should."""
+
+    make: Callable[[Plan], Engine]
+    batch: Callable[[Plan], Any]
+
+
+def first_samples(plan: Plan) -> Batch:
+    return Batch.of(RaggedSource(plan.seed), range(8))
+
+
+def usual(plan: Plan) -> Engine:
+    return Engine(plan, builders(plan), timeout_s=30.0)
+
+
+def with_odd_encoder(plan: Plan) -> Engine:
+    """One replica starts from other weights than the other."""
+    engine = usual(plan)
+    if dist.get_rank() == 1:
+        with torch.no_grad():
+            list(engine.stages["vision", 0].parameters())[1][0] += 1e-9
+    return engine
+
+
+def other_samples(plan: Plan) -> Batch:
+    rank = dist.get_rank()
+    return Batch.of(RaggedSource(plan.seed), range(rank, rank + 8))
+
+
+def samples_with_other_items(plan: Plan) -> Batch:
+    return Batch.of(RaggedSource(plan.seed, items="equal" if dist.get_rank() else "many"), range(8))
+
+
+def without_a_plan(plan: Plan) -> Engine:
+    return Engine("a.toml", builders(plan))  # type: ignore[arg-type]
+
+
+def with_builders(**others: Any) -> Callable[[Plan], Engine]:
+    return lambda plan: Engine(plan, {**builders(plan), **others})
+
+
+MISTAKES = {
+    "replicas": Mistake(with_odd_encoder, first_samples),
+    "samples": Mistake(usual, other_samples),
+    "items": Mistake(usual, samples_with_other_items),
+    "no batch": Mistake(usual, lambda plan: [0, 1]),
+    "no plan": Mistake(without_a_plan, first_samples),
+    "no module": Mistake(with_builders(vision=lambda *_: None), first_samples),
+    "another module": Mistake(with_builders(visoin=lambda *_: nn.Identity()), first_samples),
+}
+OTHER_BATCH = "DataError: rank 1 has another batch than rank 0: their first samples are"
+SAID = {
+    "replicas": r"JobError: embed\S+ of stage 0 of module vision differs between ranks 0, 1, which hold copies; build",
+    "samples": rf"{OTHER_BATCH} \[1, 2, 3, 4\] and \[0, 1, 2, 3\]; give every rank the same samples",
+    "items": rf"{OTHER_BATCH} \[0, 1, 2, 3\] and \[0, 1, 2, 3\]; .*described alike",
+    "no batch": r"TypeError: a step takes a Batch, not list: Batch.of",
+    "no plan": r"TypeError: an engine takes a Plan, not str: hetsched.load_plan",
+    "no module": r"TypeError: the builder of module vision returned NoneType",
+    "another module": r"PlanError: there is a builder for visoin, .*\n.*\n  fix: .*: vision, llm",
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_ranks_that_do_not_agree_are_told_on_every_rank(ranks: Pool, mistake: str) -> None:
+    for said in ranks.run(try_step, make_plan(**COLOCATED), mistake, num_ranks=2):
+        assert re.match(SAID[mistake], said), said
+
+
+def try_step(plan: Plan, mistake: str) -> str:
+    doing = MISTAKES[mistake]
+    try:
+        doing.make(plan).step(doing.batch(plan))
+    except (HetschedError, TypeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "trained"
+
+
+def test_an_engine_without_a_job_says_how_to_start_one() -> None:
+    plan = make_plan(**COLOCATED)
+    with pytest.raises(HetschedError, match=r"there is no job yet: start its ranks by hetsched\.launch"):
+        Engine(plan, builders(plan))
