@@ -151,7 +151,13 @@ def _what_happened(folder: Path, failed: dict[int, int]) -> str:
         path = folder / f"rank-{rank}"
         message = path.read_text(encoding="utf-8") if path.exists() else f"ended with exit code {code}"
         said.setdefault(message, []).append(rank)
-    return "\n".join(f"rank {', '.join(map(str, ranks))}: {message}" for message, ranks in said.items())
+    causes_first = sorted(said.items(), key=lambda of: _is_consequence(of[0]))
+    return "\n".join(f"rank {', '.join(map(str, ranks))}: {message}" for message, ranks in causes_first)
+
+
+def _is_consequence(message: str) -> bool:
+    """Whether a rank only says that another one is gone, or late."""
+    return message.startswith("JobError: ") or "gloo/transport" in message
 
 
 def _end(ranks: Sequence[BaseProcess]) -> None:

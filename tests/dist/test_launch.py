@@ -53,6 +53,15 @@ def bad_code(_: Path) -> None:
     time.sleep(60)
 
 
+def bad_code_that_others_wait_for(_: Path) -> None:
+    dist.barrier()
+    if dist.get_rank() == 2:
+        raise ValueError("a bug")
+    if dist.get_rank() == 1:
+        raise JobError("nothing arrived from rank 2")
+    dist.recv(torch.zeros(1), src=2)
+
+
 def left_by_exit(_: Path) -> None:
     if dist.get_rank() == 1:
         os._exit(7)
@@ -87,6 +96,7 @@ def test_every_rank_runs_in_one_group(tmp_path: Path) -> None:
     [
         (bad_data, r"^rank 0, 1, 2: DataError: sample 3 is bad$"),
         (bad_code, r"^rank 2: Traceback[\s\S]*ValueError: a bug\n$"),
+        (bad_code_that_others_wait_for, r"^rank 2: Traceback[\s\S]*ValueError: a bug[\s\S]*rank 1: JobError: nothing"),
         (left_by_exit, r"rank 1: ended with exit code 7"),
         (killed, r"^rank 1 was ended by SIGKILL; the other ranks were stopped$"),
         (killed_while_others_hang, r"^rank 0 was ended by SIGSEGV; the other ranks were stopped$"),
