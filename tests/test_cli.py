@@ -100,7 +100,7 @@ def test_check_and_show_work_without_torch(plan: str) -> None:
     checked, shown = run_without_torch("check", plan), run_without_torch("show", plan)
     assert (checked.returncode, checked.stderr) == (shown.returncode, shown.stderr) == (0, "")
     assert checked.stdout.startswith(f"{plan}: sound; 4 ranks, 2 lanes, ")
-    assert [line.split()[0] for line in shown.stdout.splitlines()] == ["time", "lane", "lane", "step"]
+    assert [line.split()[0] for line in shown.stdout.splitlines()] == ["time", "lane", "lane", "step", "key:"]
 
 
 def test_train_does_need_torch(plan: str) -> None:

@@ -95,9 +95,9 @@ def test_show_puts_an_encoder_into_the_bubbles(capsys: Output) -> None:
     assert main([*schedule, "--encoder", "three_phase", "--cost", "F=1,B=2,EF=1,EB=1"]) == 0
     drawn = capsys.readouterr().out
     assert "v is vision" in drawn
-    assert "step 11," in drawn
+    assert "step 11 simulated," in drawn
     assert main([*schedule, "--encoder", "fill", "--split-items", "--cost", "F=1,B=2,EF=1,EB=1"]) == 0
-    assert "step 10," in capsys.readouterr().out
+    assert "step 10 simulated," in capsys.readouterr().out
     assert main([*schedule, "--encoder", "fill"]) == 2
     assert "what does it cost" in capsys.readouterr().err
     assert main([*schedule, "--window", "2"]) == 2

@@ -189,7 +189,7 @@ def test_the_written_program_is_the_one_that_was_timed(here: Path, capsys: Outpu
     assert rows == PIPELINES["zb-v"].rows(3, 5, module="llm", num_virtual=2)
     assert main(["check", "program"]) == 0
     assert main(["show", "program", "--cost", "F=1,I=1,W=1"]) == 0
-    assert f"step {figures['makespan']}," in capsys.readouterr().out
+    assert f"step {figures['makespan']} simulated," in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -345,7 +345,9 @@ def test_show_draws_lanes_over_time(capsys: Output) -> None:
         "time    0              5              10",
         "lane 0  F0|F1|......B0===|F2|B1===|...B2===|   25% idle, 2 live",
         "lane 1  ...F0|B0===|F1|B1===|F2|B2===|......   25% idle, 1 live",
-        "step 12, idle 25.0% of lane time, 0.0% above the lower bound",
+        "step 12 simulated, idle 25.0% of lane time, 0.0% above the lower bound",
+        "key: F0- forward of microbatch 0, B= backward, | end, . idle; "
+        "live: most microbatches of llm held at once, F to end of B",
     ]
 
 
@@ -364,11 +366,13 @@ def test_show_names_stages_encoders_and_pairs_where_they_are_needed(here: Path, 
     for label in ("visF0-1-", "vidF1-", "1F0-", "0F1&1B0=", "0B0=", "1I1=", "1W1~"):
         assert label in lines[1]
     assert lines[2].endswith("; vid is video; vis is vision")
+    assert lines[3].startswith("key: 1F0- forward of microbatch 0 in stage 1, ")
 
 
 def test_show_keeps_the_shape_of_many_lanes_and_microbatches_in_narrow_columns(capsys: Output) -> None:
     assert main(["show", *schedule("1f1b", 16, 64, "F=1,B=2")]) == 0
-    _, *lanes, _ = capsys.readouterr().out.splitlines()
+    _, *lanes, _, hint, _ = capsys.readouterr().out.splitlines()
+    assert "--width" in hint and "--format html" in hint
     rows = [lane[9:129] for lane in lanes]
     for lane, row in enumerate(rows):
         assert set(row) <= set("FB.=") and row.strip(".")[0] == "F" and row.strip(".")[-1] in "B="
@@ -400,8 +404,9 @@ def test_a_measured_timeline_of_a_plan_is_drawn_in_the_form_of_the_predicted_one
         assert main(["show", file]) == 0
         lines = capsys.readouterr().out.splitlines()
         forms.append([re.sub(r"\d+(\.\d+)?|, 0?\S+ above the lower bound", "#", line) for line in lines[1:]])
-    assert forms[0][:-1] == forms[1][:-1]
-    assert forms[0][-1].startswith("step #") and forms[1][-1].startswith("step #")
+    legends = [form.pop(-2) for form in forms]
+    assert forms[0] == forms[1]
+    assert legends[0].startswith("step # ms simulated, ") and legends[1].startswith("step # ms, ")
 
 
 @pytest.mark.parametrize("name", SOUND_FILES)

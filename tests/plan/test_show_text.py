@@ -21,6 +21,10 @@ WITH_ENCODER = literal(
     "vision:0F0 1F0 1B0 vision:0B0",
     edges=[("vision", "llm", 0)],
 )
+KEY = (
+    "key: F0- forward of microbatch 0, B= backward, | end, . idle; "
+    "live: most microbatches of llm held at once, F to end of B"
+)
 
 
 def picture(program: Program, *, width: int, **costs: int) -> list[str]:
@@ -33,7 +37,8 @@ def test_one_f_one_b() -> None:
         "time    0                   5",
         "lane 0  F0-|F1-|........B0=====|....B1=====|   33% idle, 2 live",
         "lane 1  ....F0-|B0=====|F1-|B1=====|........   33% idle, 1 live",
-        "step 9 ns, idle 33.3% of lane time, 0.0% above the lower bound",
+        "step 9 ns simulated, idle 33.3% of lane time, 0.0% above the lower bound",
+        KEY,
     ]
 
 
@@ -48,4 +53,34 @@ def test_one_f_one_b() -> None:
 def test_an_encoder_is_told_by_its_letter_in_any_width(width: int, lanes: list[str]) -> None:
     lines = picture(WITH_ENCODER, width=width, F=1, B=2)
     assert [line[8 : 8 + width] for line in lines[1:3]] == lanes
-    assert lines[-1] == "step 9 ns, idle 33.3% of lane time, 0.0% above the lower bound; v is vision"
+    assert lines[3] == "step 9 ns simulated, idle 33.3% of lane time, 0.0% above the lower bound; v is vision"
+    assert lines[-1] == KEY
+
+
+@pytest.mark.parametrize(("width", "num_narrow"), [(36, None), (18, 2), (9, 6), (3, 8)])
+def test_a_picture_that_cannot_be_read_says_what_to_do(width: int, num_narrow: int | None) -> None:
+    said = f"{num_narrow} of 8 boxes are too narrow for their names: try a larger --width, or --format html"
+    assert picture(WITH_ENCODER, width=width, F=1, B=2)[4:-1] == ([] if num_narrow is None else [said])
+
+
+def test_names_that_fit_in_two_columns_can_be_read() -> None:
+    assert picture(ONE_F_ONE_B, width=18, F=1, B=2)[1:] == [
+        "lane 0  F0F1....B0=|..B1=|   33% idle, 2 live",
+        "lane 1  ..F0B0=|F1B1=|....   33% idle, 1 live",
+        "step 9 ns simulated, idle 33.3% of lane time, 0.0% above the lower bound",
+        KEY,
+    ]
+
+
+def test_the_key_names_what_occurs_and_whose_microbatches_are_live() -> None:
+    program = literal(
+        [replicated(0), pipeline([0], [0])],
+        2,
+        "vision:0F0-1 0F0 1F0 (llm:0F1;llm:1B0)OVERLAP_F_B 0B0 1F1 1I1 1W1 0I1 0W1 vision:0B0-1",
+        edges=[("vision", "llm", 0)],
+    )
+    assert picture(program, width=240, F=1, B=2, I=1, W=1)[-1] == (
+        "key: 1F0- forward of microbatch 0 in stage 1, B= backward, I= input gradient, W~ weight gradient, "
+        "0-1 a window of microbatches, a&b a fused pair, | end, . idle; "
+        "live: most (stage, microbatch) pairs of llm held at once, F to end of B or W"
+    )
