@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from hetsched.cli import main
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
+ROOT = Path(__file__).resolve().parent.parent
 INDENT = "    "
 PROMPT = f"{INDENT}$ hetsched "
 FILES = {
@@ -33,14 +34,19 @@ def sessions(text: str) -> list[tuple[str, str]]:
     return found
 
 
-def test_every_command_of_the_page_on_schedules_prints_what_it_shows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("page", "least"), [("docs/schedules.md", 5), ("docs/plan.md", 1), ("README.md", 2)])
+def test_every_command_of_a_page_prints_what_it_shows(
+    page: str, least: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "examples", "examples")
     for name, text in FILES.items():
-        (tmp_path / name).write_text(text)
-    shown = sessions((DOCS / "schedules.md").read_text())
-    assert len(shown) >= 5
+        Path(name).write_text(text)
+    colocated = Path("examples/digits/colocated.toml").read_text()
+    Path("colocated.toml").write_text(colocated.replace("pp = 4", "pp = 8"))
+    Path("tensor_parallel.toml").write_text(colocated.replace("{ dp = 4 }", "{ tp = 2, dp = 2 }"))
+    shown = sessions((ROOT / page).read_text())
+    assert len(shown) >= least
     for command, expected in shown:
         main(command.split())
         assert (command, "".join(capsys.readouterr())) == (command, expected)
