@@ -37,7 +37,11 @@ def test_the_measured_timeline_has_the_actions_and_the_form_of_the_predicted_one
         assert [span.action for span in ran] == [span.action for span in planned]
         assert all(a.end_ns <= b.start_ns for a, b in pairwise(ran)), "one thing at a time"
     assert measured.makespan_ns > 0
-    assert draw(measured).count("\n") == draw(predicted).count("\n")
+    # Measured boxes may be narrow, of which a line of its own tells.
+    forms = [
+        [line.split()[0] for line in draw(of).splitlines() if "too narrow" not in line] for of in (measured, predicted)
+    ]
+    assert forms[0] == forms[1] == ["time", "lane", "lane", "step", "key:"]
 
 
 def test_a_stage_starts_after_the_one_before_it_has_ended(ranks: Pool) -> None:
