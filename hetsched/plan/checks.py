@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
 from itertools import product
 
 from hetsched.config import require
-from hetsched.errors import PlanError
 from hetsched.plan.check_schedule import check_schedule
-from hetsched.plan.model import LLMConfig, VisionConfig, divisors
+from hetsched.plan.model import LLMConfig, VisionConfig
 from hetsched.plan.sections import DataPlan, ModulePlan, Plan, TrainingPlan, grid_ranks
+from hetsched.plan.words import counted
 from hetsched.schedule.registry import PIPELINES
 
 UNBUILT = ("tp", "ep")
@@ -51,44 +50,37 @@ def _check_degrees(name: str, module: ModulePlan) -> None:
 
 
 def _check_layout(plan: Plan, name: str, module: ModulePlan) -> None:
-    path = f"modules.{name}.layout"
-    if plan.model is not None:
-        for axis, count, noun in _divided(plan, name):
-            degree = getattr(module.layout, axis)
-            if count % degree:
-                raise PlanError(
-                    f"module {name}: {axis}={degree} does not divide {noun}={count}",
-                    field=f"{path}.{axis}",
-                    fix=f"choose {axis} from {divisors(count)}",
-                )
-        layers = plan.model[name].layers
-        require(
-            module.layout.num_stages <= layers,
-            f"module {name}: {module.layout.num_stages} stages for {layers} layers",
-            field=f"{path}.pp",
-            fix=f"choose pp of at most {layers}",
-        )
-    _check_virtual_stages(plan, name, module)
+    path, layout = f"modules.{name}.layout", module.layout
+    built = "dp, cp, pp and vpp are built" if name == plan.sink else "an encoder can have dp and pp"
     for axis in UNBUILT:
-        degree = getattr(module.layout, axis)
+        degree = getattr(layout, axis)
         require(
             degree == 1,
             f"module {name}: {axis}={degree} is not built yet",
             field=f"{path}.{axis}",
-            fix=f"leave {axis} at 1; dp, cp, pp and vpp are built",
+            fix=f"write {axis} = 1; {built}",
         )
+    if plan.model is not None:
+        layers = plan.model[name].layers
+        require(
+            layout.num_stages <= layers,
+            f"module {name}: {counted(layout.num_stages, 'stage')} for {counted(layers, 'layer')}",
+            field=f"{path}.pp",
+            fix=f"choose {'pp' if layout.vpp == 1 else 'pp * vpp'} of at most {layers}",
+        )
+    _check_virtual_stages(plan, name, module)
     require(
-        module.layout.cp == 1 or name == plan.sink,
-        f"module {name}: cp={module.layout.cp}, but its items are encoded whole",
+        layout.cp == 1 or name == plan.sink,
+        f"module {name}: cp={layout.cp}, but its items are encoded whole",
         field=f"{path}.cp",
         fix="raise dp instead: items are shared among its replicas whatever their number",
     )
     cut = module.shortest_cut
     require(
-        cut is None or (cut >= 1 and module.layout.cp > 1),
-        f"module {name}: shortest_cut={cut}" + (", but cp=1: no sample is cut" if module.layout.cp == 1 else ""),
+        cut is None or (cut >= 1 and layout.cp > 1),
+        f"module {name}: shortest_cut={cut}" + (", but cp=1: no sample is cut" if layout.cp == 1 else ""),
         field=f"modules.{name}.shortest_cut",
-        fix="use at least 1" if module.layout.cp > 1 else "remove it, or raise cp",
+        fix="use at least 1" if layout.cp > 1 else "remove it, or raise cp",
     )
 
 
@@ -103,15 +95,6 @@ def _check_virtual_stages(plan: Plan, name: str, module: ModulePlan) -> None:
         fix=f"write vpp = {wanted}"
         + (", or choose another schedule.pipeline (interleaved takes any)" if name == plan.sink else ""),
     )
-
-
-def _divided(plan: Plan, name: str) -> Iterator[tuple[str, int, str]]:
-    """The counts that a degree of this module has to divide: (axis, count, what is counted)."""
-    assert plan.model is not None
-    config = plan.model[name]
-    yield "tp", config.heads, "num_heads"
-    if not isinstance(config, VisionConfig):
-        yield "tp", config.kv_heads, "num_kv_heads"
 
 
 def _check_ranks(plan: Plan, name: str, module: ModulePlan) -> None:
@@ -132,9 +115,9 @@ def _check_ranks(plan: Plan, name: str, module: ModulePlan) -> None:
     ranks = grid_ranks(module)
     require(
         len(ranks) == needed,
-        f"module {name}: {len(ranks)} ranks for a layout of tp*cp*dp*pp={needed}",
+        f"module {name}: {counted(len(ranks), 'rank')} for a layout of tp*cp*dp*pp={needed}",
         field=f"{path}.ranks",
-        fix=f"list {needed} ranks, or change the degrees",
+        fix=f"list {counted(needed, 'rank')}, or change the degrees",
     )
     for rank in ranks:
         require(
@@ -216,12 +199,18 @@ def _check_graph(plan: Plan) -> None:
                 field=f"boundaries[{i}].{end}",
                 fix=f"use one of: {', '.join(plan.modules)}",
             )
+        require(
+            boundary.producer != boundary.consumer,
+            f"boundary {boundary.name}: it leads from a module to itself",
+            field=f"boundaries[{i}].consumer",
+            fix="name the module that the rows go to, or remove the boundary",
+        )
         stages = plan.modules[boundary.consumer].layout.num_stages
         require(
             0 <= boundary.stage < stages,
-            f"boundary {boundary.name}: stage {boundary.stage} of {stages}",
+            f"boundary {boundary.name}: stage {boundary.stage}, but {boundary.consumer} has {counted(stages, 'stage')}",
             field=f"boundaries[{i}].stage",
-            fix=f"use 0 to {stages - 1}",
+            fix="use 0" if stages == 1 else f"use 0 to {stages - 1}",
         )
         hidden = boundary.hidden
         require(
@@ -266,6 +255,14 @@ def _check_model(plan: Plan) -> None:
         require(isinstance(found, wanted), f"module {name} is a {found.kind}", field=f"{field}.kind", fix=fix)
     for name in plan.model:
         require(name in plan.modules, f"model sizes for {name!r}, which is no module", field="model", fix="remove them")
+    for i, boundary in enumerate(plan.boundaries):
+        stated, hidden = boundary.hidden, plan.model[boundary.consumer].hidden
+        require(
+            stated in (None, hidden),
+            f"boundary {boundary.name}: hidden={stated}, but model.{boundary.consumer}.hidden is {hidden}",
+            field=f"boundaries[{i}].hidden",
+            fix=f"write {hidden}, or leave it out: it is the consumer's then",
+        )
 
 
 def _check_data(plan: Plan) -> None:
@@ -275,7 +272,7 @@ def _check_data(plan: Plan) -> None:
     bins = plan.microbatches * plan.modules[plan.sink].layout.dp
     require(
         data.batch_size >= bins,
-        f"batch_size = {data.batch_size} for {bins} microbatches over all replicas",
+        f"batch_size = {data.batch_size} for {counted(bins, 'microbatch')} over all replicas",
         field="data.batch_size",
         fix=f"use at least {bins}",
     )

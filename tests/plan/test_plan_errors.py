@@ -101,11 +101,15 @@ DEGREES = [
     (
         [("layout.dp = 4", "layout = { tp = 3, dp = 4 }")],
         "modules.vision.layout.tp",
-        "tp=3 does not divide",
-        "from 1, 2",
+        "tp=3 is not built yet",
+        "write tp = 1; an encoder can have dp and pp",
     ),
-    ([("dp = 2, pp = 2", "tp = 4")], "modules.llm.layout.tp", "tp=4 does not divide num_kv_heads=2", "from 1, 2"),
-    ([("dp = 2, pp = 2", "tp = 2, dp = 2")], "modules.llm.layout.tp", "tp=2 is not built yet", "leave tp at 1"),
+    (
+        [("dp = 2, pp = 2", "tp = 2, dp = 2")],
+        "modules.llm.layout.tp",
+        "tp=2 is not built yet",
+        "write tp = 1; dp, cp, pp and vpp are built",
+    ),
     (
         [(VISION_LAYOUT, "layout = { cp = 2, dp = 2 }")],
         "modules.vision.layout.cp",
@@ -125,11 +129,17 @@ DEGREES = [
         "shortest_cut=0",
         "use at least 1",
     ),
-    ([("dp = 2, pp = 2", "ep = 2, dp = 2")], "modules.llm.layout.ep", "ep=2 is not built yet", "leave ep at 1"),
+    ([("dp = 2, pp = 2", "ep = 2, dp = 2")], "modules.llm.layout.ep", "ep=2 is not built yet", "write ep = 1;"),
     ([("dp = 2, pp = 2", "vpp = 2, dp = 2")], "modules.llm.layout.vpp", "vpp=2, but 1f1b has 1", "write vpp = 1"),
     ([("dp = 4", "dp = 0")], "modules.vision.layout.dp", "module vision: dp=0", "use at least 1"),
     ([("dp = 2, pp = 2", "pp = -2")], "modules.llm.layout.pp", "module llm: pp=-2", "use at least 1"),
-    ([("dp = 2, pp = 2", "pp = 4")], "modules.llm.layout.pp", "4 stages for 2 layers", "pp of at most 2"),
+    ([("dp = 2, pp = 2", "pp = 4")], "modules.llm.layout.pp", "4 stages for 2 layers", "choose pp of at most 2"),
+    (
+        [(PHASES, PHASES + '\npipeline = "interleaved"'), ("dp = 2, pp = 2", "vpp = 2, dp = 2, pp = 2")],
+        "modules.llm.layout.pp",
+        "4 stages for 2 layers",
+        "choose pp * vpp of at most 2",
+    ),
 ]
 GRAPH = [
     (
@@ -138,11 +148,33 @@ GRAPH = [
         "no module 'eyes'",
         "use one of: vision, llm",
     ),
-    ([('consumer = "llm"', 'consumer = "llm"\nstage = 2')], "boundaries[0].stage", "stage 2 of 2", "use 0 to 1"),
+    (
+        [('consumer = "llm"', 'consumer = "llm"\nstage = 2')],
+        "boundaries[0].stage",
+        "stage 2, but llm has 2",
+        "use 0 to 1",
+    ),
     ([('consumer = "llm"', 'consumer = "llm"\nhidden = 0')], "boundaries[0].hidden", "hidden=0", "or leave it out"),
+    (
+        [('consumer = "llm"', 'consumer = "llm"\nhidden = 16')],
+        "boundaries[0].hidden",
+        "boundary vision->llm: hidden=16, but model.llm.hidden is 24",
+        "write 24, or leave it out",
+    ),
+    (
+        [(EDGE, EDGE + EDGE.replace("vision", "llm"))],
+        "boundaries[1].consumer",
+        "boundary llm->llm: it leads from a module to itself",
+        "name the module that the rows go to",
+    ),
     ([(EDGE, EDGE + EDGE)], "boundaries[1]", "boundary vision->llm is given twice", "remove one"),
     ([(EDGE, "")], "boundaries", "2 modules have no boundary that leaves them (vision, llm)", "but the one"),
-    ([(EDGE, EDGE + EDGE.replace("vision", "llm"))], "boundaries", "0 modules have no boundary", "but the one"),
+    (
+        [(EDGE, EDGE + '[[boundaries]]\nproducer = "llm"\nconsumer = "vision"\n')],
+        "boundaries",
+        "0 modules have no boundary",
+        "but the one",
+    ),
     (
         [
             ("[modules.llm]", "[modules.audio]\nfirst_rank = 0\n\n[modules.llm]"),
@@ -211,6 +243,15 @@ MODEL = [
 ]
 DATA_AND_TRAINING = [
     ([("batch_size = 16", "batch_size = 7")], "data.batch_size", "batch_size = 7 for 8 microbatches", "use at least 8"),
+    (
+        [
+            *[("batch_size = 16", "batch_size = 0"), ("microbatches = 4", "microbatches = 1")],
+            *[("dp = 2, pp = 2", "pp = 2"), ("[0, 1, 2, 3]", "[0, 1]")],
+        ],
+        "data.batch_size",
+        "batch_size = 0 for 1 microbatch over",
+        "use at least 1",
+    ),
     ([("batch_size = 16", "batch_size = 16\nseed = -1")], "data.seed", "seed = -1", "use at least 0"),
     ([("batch_size = 16", "batch_size = 16\nnum_heldout = 0")], "data.num_heldout", "num_heldout = 0", "at least 1"),
     ([("steps = 3", "steps = -3")], "training.steps", "steps = -3", "use at least 1"),
