@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -106,6 +107,17 @@ def test_check_and_show_work_without_torch(plan: str) -> None:
 def test_train_does_need_torch(plan: str) -> None:
     trained = run_without_torch("train", plan)
     assert trained.returncode != 0 and "torch" in trained.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "said"), [("check", "interrupted"), ("train", "interrupted; all ranks were stopped")]
+)
+def test_an_interrupted_command_says_so_and_exits_as_shells_expect(
+    command: str, said: str, plan: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(f"hetsched.cli.{command}.load", Mock(side_effect=KeyboardInterrupt))
+    assert main([command, plan]) == 130
+    assert capsys.readouterr().err == f"{said}\n"
 
 
 def test_the_exit_code_reaches_the_shell(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def test_a_killed_rank_ends_the_job_and_is_named(job: Job) -> None:
 def test_control_c_ends_the_job(job: Job) -> None:
     os.killpg(job.launcher.pid, signal.SIGINT)
     assert end_of(job) == "interrupted; all ranks were stopped\n"
-    assert job.launcher.returncode == 1
+    assert job.launcher.returncode == 130
 
 
 def test_no_rank_outlives_its_launcher(job: Job) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ from hetsched.cli.usage import Parser, UsageError
 from hetsched.errors import HetschedError
 
 COMMANDS = (check, show, simulate, export, train)
+INTERRUPTED = 128 + signal.SIGINT
+"""As of a command that the shell saw ended by Ctrl-C."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after the command's name; those of the process by default.
 
     Returns:
-        The exit code: 0 fine, 1 a faulty plan or program or a failed job, 2 usage.
+        The exit code: 0 fine, 1 a faulty plan or program or a failed job, 2 usage, 130 interrupted.
     """
     args = _parser().parse_args(argv)
     try:
@@ -36,8 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; all ranks were stopped", file=sys.stderr)
-        return 1
+        print("interrupted" + ("; all ranks were stopped" if args.run is train.run else ""), file=sys.stderr)
+        return INTERRUPTED
     except BrokenPipeError:
         # The reader, a pager for one, has seen enough; without this the interpreter complains as it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
