@@ -37,16 +37,19 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"{args.file} is a program; training takes a plan")
     if args.trace is not None and not args.trace.absolute().parent.is_dir():
         raise UsageError(f"--trace {args.trace}: there is no folder {args.trace.parent}")
-    from hetsched.train.run import OVERLAP, train_plan
+    from hetsched.train.run import OVERLAP, UnwritableError, train_plan
 
-    metrics = train_plan(
-        plan,
-        stop_after=args.steps,
-        out=args.out,
-        trace=args.trace,
-        with_overlap=args.overlap,
-        is_debug=args.debug,
-    )
+    try:
+        metrics = train_plan(
+            plan,
+            stop_after=args.steps,
+            out=args.out,
+            trace=args.trace,
+            with_overlap=args.overlap,
+            is_debug=args.debug,
+        )
+    except UnwritableError as error:
+        raise UsageError(str(error)) from error
     print(metrics)
     if args.overlap:
         found = json.loads(metrics.with_name(OVERLAP).read_text())

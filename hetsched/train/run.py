@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 import torch.distributed as dist
 
-from hetsched.errors import PlanError
+from hetsched.errors import JobError, PlanError
 from hetsched.plan import Plan
 from hetsched.runtime.device import backend_of, check_devices
 from hetsched.runtime.report import StepReport
@@ -23,6 +23,10 @@ from hetsched.train.trainer import Evaluation, Trainer
 
 OVERLAP = "overlap.json"
 """In the folder of metrics.jsonl."""
+
+
+class UnwritableError(JobError):
+    """What the job is to leave cannot be written; said before any rank starts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +63,14 @@ def train_plan(
     Raises:
         PlanError: the plan lacks a section, does not have the one encoder that the data is for, or is for GPUs that
             are not here.
+        UnwritableError: ``out`` cannot be made, or a file of the job cannot be written.
         JobError: a rank failed; the message names it.
     """
     _check_sections(plan)
     check_devices(plan)
     out = Path("runs", plan.name) if out is None else out
-    out.mkdir(parents=True, exist_ok=True)
     files = RunFiles(out / "metrics.jsonl", trace, out / OVERLAP if with_overlap else None)
+    _check_files(files)
     launch(_train_rank, plan, stop_after, files, is_debug, num_ranks=plan.world_size, backend=backend_of(plan))
     return files.metrics
 
@@ -79,6 +84,27 @@ def _check_sections(plan: Plan) -> None:
     if encoders != [ENCODER]:
         problem = f"the digits are images for one encoder, {ENCODER!r}; the plan has {', '.join(encoders) or 'none'}"
         raise PlanError(problem, field="modules", fix=f"have one encoder, named {ENCODER}", source=plan.source)
+
+
+def _check_files(files: RunFiles) -> None:
+    """Make the folder of the metrics, and see that all files can be written: ranks would find out late."""
+    folder = files.metrics.parent
+    if folder.exists() and not folder.is_dir():
+        raise UnwritableError(f"cannot write into {folder}: it is a file; give --out a folder, there or not")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UnwritableError(f"cannot make the folder {folder}: {error.strerror}; choose another --out") from None
+    for path in filter(None, (files.metrics, files.trace, files.overlap)):
+        is_new = not path.exists()
+        try:
+            path.open("a", encoding="utf-8").close()
+        except OSError as error:
+            flag = "--trace" if path == files.trace else "--out"
+            raise UnwritableError(f"cannot write {path}: {error.strerror}; choose another {flag}") from None
+        if is_new:
+            # Other ranks under torchrun look as well.
+            path.unlink(missing_ok=True)
 
 
 def _train_rank(plan: Plan, stop_after: int | None, files: RunFiles, is_debug: bool) -> None:

@@ -340,6 +340,41 @@ def test_the_plan_that_the_faults_are_made_from_is_fine_and_would_start_processe
         main(["train", "good.toml"])
 
 
+@pytest.mark.usefixtures("here", "no_process")
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--out", "a_file"], "cannot write into a_file: it is a file; give --out a folder"),
+        (["--out", "a_file/run"], "cannot make the folder a_file/run: Not a directory; choose another --out"),
+        (["--out", "/proc/run"], "cannot make the folder /proc/run: No such file or directory; choose another --out"),
+        (["--out", "taken"], "cannot write taken/metrics.jsonl: Is a directory; choose another --out"),
+        (["--trace", "taken"], "cannot write taken: Is a directory; choose another --trace"),
+        (["--trace", "a_file/trace.json"], "--trace a_file/trace.json: there is no folder a_file"),
+    ],
+)
+def test_train_refuses_files_that_it_could_not_write(
+    flags: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("good.toml").write_text(GOOD)
+    Path("a_file").write_text("kept")
+    Path("taken/metrics.jsonl").mkdir(parents=True)
+    assert main(["train", "good.toml", *flags]) == 2
+    out, err = capsys.readouterr()
+    assert (out, len(err.splitlines())) == ("", 1)
+    assert err.startswith(f"hetsched train: {said}")
+    assert Path("a_file").read_text() == "kept"
+
+
+@pytest.mark.usefixtures("here", "no_process")
+def test_what_train_will_write_is_left_as_it_is_until_then() -> None:
+    Path("good.toml").write_text(GOOD)
+    Path("trace.json").write_text("of another run")
+    with pytest.raises(Started):
+        main(["train", "good.toml", "--out", "run", "--trace", "trace.json"])
+    assert Path("trace.json").read_text() == "of another run"
+    assert list(Path("run").iterdir()) == []
+
+
 @pytest.mark.usefixtures("here")
 def test_a_file_that_is_not_utf_8_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     Path("bad.toml").write_bytes(b'name = "\xff"')
