@@ -63,9 +63,9 @@ def test_a_wrong_command_line_gets_one_line_and_exit_2(
 
 
 @pytest.mark.parametrize("command", ["check", "show", "train"])
-@pytest.mark.parametrize("name", ["missing.toml", "."])
-def test_a_missing_file_gets_one_line_and_exit_2(command: str, name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert usage_error(command, name, capsys=capsys) == f"hetsched {command}: there is no file {name}"
+def test_a_missing_file_gets_one_line_and_exit_2(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert usage_error(command, "no.toml", capsys=capsys) == f"hetsched {command}: there is no file no.toml"
+    assert usage_error(command, ".", capsys=capsys) == f"hetsched {command}: . is a folder; name a file in it"
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from tests.plan.literal import literal, pipeline, replicated
 Output = pytest.CaptureFixture[str]
 FLAGS = ["--schedule", "1f1b", "--stages", "4", "--microbatches", "8"]
 SOUND = literal([pipeline([0], [1])], 2, "0F0 0F1 0B0 0B1", "1F0 1B0 1F1 1B1")
+PAIR = literal([pipeline([0], [0])], 2, "0F0 1F0 (llm:0F1;llm:1B0)OVERLAP_F_B 0B0 1F1 1I1 1W1 0I1 0W1")
 FAULTY_CSV = "0F0,0B0,0B0\n1F0,1B0\n"
 
 
@@ -208,15 +209,25 @@ def test_the_written_program_is_the_one_that_was_timed(here: Path, capsys: Outpu
         (["simulate", *FLAGS, "--cost", "F=1,B=2,"], "''"),
         (["simulate", *FLAGS, "--cost", "F=1,X=2"], "'X'"),
         (["simulate", *FLAGS, "--cost", "F=1,F=2,B=2"], "F twice"),
-        (["simulate", *FLAGS, "--cost", "F=1"], "no cost for llm:0B0"),
+        (["simulate", *FLAGS, "--cost", "F=1"], "simulate: --cost: no cost for llm:0B0 on lane 0; state B"),
         (["simulate", *FLAGS, "--cost", "F=1,I=1"], "no cost for llm:0B0"),
+        (
+            ["simulate", *FLAGS, "--cost-file", "no_costs.json"],
+            "no_costs.json: no cost for llm:0F0 on lane 0; state F, B in",
+        ),
+        (
+            ["show", "good.toml", "--cost-file", "no_costs.json"],
+            "; state vision:F, llm:F, llm:B, vision:B in its durations",
+        ),
+        (["show", "pair.json", "--cost", "W=1"], "no cost for llm:0F0 on lane 0; state F, I"),
+        (["simulate", *FLAGS, "--cost-file", "."], ". is a folder; name a file in it"),
         (["simulate", *FLAGS, "--cost", "F=1,B=3,I=1,W=1"], "B is not the sum"),
         (["simulate", *FLAGS, "--cost", "F=1,B=2,SEND_F=1"], "--cost-file"),
         (["simulate", *FLAGS, "--cost", "F=99999999999999999999,B=2"], "too large"),
         (["simulate", *FLAGS, "--cost", "F=1,B=2.0000000000000000000000001"], "decimals"),
         (["simulate", *FLAGS, "--cost-file", "missing.json"], "missing.json"),
         (["simulate", *FLAGS, "--cost", "F=1,B=2", "--cost-file", "missing.json"], "--cost-file"),
-        (["simulate", *schedule("zb-h1", 4, 8, "F=1,B=2")], "no cost for llm:0I0"),
+        (["simulate", *schedule("zb-h1", 4, 8, "F=1,B=2")], "no cost for llm:0I0 on lane 0; state I, W"),
         (["simulate", *schedule("1F1B", 4, 8, "F=1,B=2")], "'1F1B'"),
         (["simulate", *schedule("1f1b", 0, 8, "F=1,B=2")], "--stages"),
         (["simulate", *schedule("1f1b", 4, 0, "F=1,B=2")], "--microbatches"),
@@ -229,7 +240,7 @@ def test_the_written_program_is_the_one_that_was_timed(here: Path, capsys: Outpu
         (["simulate", "sound.csv", *FLAGS, "--cost", "F=1,B=2"], "sound.csv"),
         (["check"], "FILE"),
         (["check", "missing.csv"], "missing.csv"),
-        (["check", "."], "no file ."),
+        (["check", "."], ". is a folder; name a file in it"),
         (["show"], "FILE"),
         (["show", "sound.csv", *FLAGS], "FILE"),
         (["show", "--schedule", "1f1b", "--stages", "4"], "--microbatches"),
@@ -241,7 +252,7 @@ def test_the_written_program_is_the_one_that_was_timed(here: Path, capsys: Outpu
         (["export", "sound.csv"], "--format"),
         (["export", "sound.csv", "--format", "xml"], "'xml'"),
         (["export", "sound.csv", "--format", "costs"], "that is no timeline"),
-        (["export", "sound.csv", "--format", "json", "--by-microbatch"], "of --format costs"),
+        (["export", "sound.csv", "--format", "json", "--by-microbatch"], "needs --format costs"),
         (["export", "missing.csv", "--format", "json"], "missing.csv"),
         (["export", "sound.csv", "--format", "json", "-o", "nowhere/out"], "nowhere/out"),
         (["train", "sound.csv"], "takes a plan"),
@@ -251,6 +262,8 @@ def test_the_written_program_is_the_one_that_was_timed(here: Path, capsys: Outpu
 def test_a_wrong_command_line_gets_one_line_and_exit_2(argv: list[str], said: str, here: Path, capsys: Output) -> None:
     (here / "sound.csv").write_text("0F0,0B0\n1F0,1B0\n")
     (here / "good.toml").write_text(GOOD)
+    (here / "no_costs.json").write_text('{"durations_ns": {}}')
+    (here / "pair.json").write_text(json.dumps(program_to_json(PAIR)))
     assert said in usage_error(capsys, *argv)
 
 
@@ -273,7 +286,10 @@ def test_check_finds_a_sound_file_sound_whatever_its_kind(name: str, here: Path,
     (here / name).write_text(SOUND_FILES[name])
     assert main(["check", name]) == 0
     out, err = capsys.readouterr()
-    assert (re.match(rf"{name}: sound; .*lanes, \d+ microbatches, \d+ actions\n", out) is not None, err) == (True, "")
+    assert (re.match(rf"{name}: sound; .*lanes?, \d+ microbatch(es)?, \d+ actions\n", out) is not None, err) == (
+        True,
+        "",
+    )
     assert main(["check", name, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["sound"] is True
 
@@ -326,6 +342,24 @@ def test_check_shows_the_fault_of_a_faulty_file_and_exits_1(name: str, here: Pat
         assert main(command) == 1
         out, err = capsys.readouterr()
         assert out == "" and fault in err
+
+
+@pytest.mark.parametrize(
+    ("csv", "said"),
+    [
+        ("0F0,0B0\n", "1 lane, 1 microbatch, 2 actions"),
+        ("0F0,0F1,0B0,0B1\n1F0,1F1,1B0,1B1\n", "2 lanes, 2 microbatches, 16 actions"),
+    ],
+)
+def test_check_counts_in_the_right_number(csv: str, said: str, here: Path, capsys: Output) -> None:
+    (here / "few.csv").write_text(csv)
+    assert main(["check", "few.csv"]) == 0
+    assert capsys.readouterr().out == f"few.csv: sound; {said}\n"
+
+
+def test_simulate_counts_in_the_right_number(capsys: Output) -> None:
+    assert main(["simulate", *schedule("gpipe", 1, 1, "F=1,B=2")]) == 0
+    assert capsys.readouterr().out.startswith("gpipe: 1 stage on 1 lane, 1 microbatch, simulated\n")
 
 
 def test_a_fault_is_shown_with_its_lanes_and_an_arrow(here: Path, capsys: Output) -> None:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from hetsched.cli.output import print_json
 from hetsched.cli.source import FILE_HELP, load
 from hetsched.errors import HetschedError
 from hetsched.plan import Plan
+from hetsched.plan.words import counted
 from hetsched.sim.timeline import Timeline
 from hetsched.stepprogram import step_program
 
+_NOUNS = MappingProxyType({"ranks": "rank", "lanes": "lane", "microbatches": "microbatch", "actions": "action"})
 HELP = "say whether a plan or a program is sound"
 EXAMPLES = (
     "hetsched check examples/digits/colocated.toml",
@@ -40,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"sound": True} | sizes)
     else:
-        words = ", ".join(f"{number} {name}" for name, number in sizes.items())
+        words = ", ".join(counted(sizes[name], noun) for name, noun in _NOUNS.items() if name in sizes)
         print(f"{args.file}: sound; {words}")
     return 0
 

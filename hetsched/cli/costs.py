@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-from hetsched.cli.usage import UsageError
+from hetsched.cli.usage import UsageError, require_file
 from hetsched.errors import ScheduleError
 from hetsched.schedule.action import Kind
 from hetsched.schedule.program import Program
@@ -29,10 +29,21 @@ _LARGEST = 2**62
 
 @dataclass(frozen=True, slots=True)
 class GivenCosts:
-    """Costs, and the unit in which they were given and times are printed."""
+    """Costs, the unit in which they were given and times are printed, and the file they came from, if any."""
 
     costs: Costs
     unit: Unit
+    file: Path | None = None
+
+    @property
+    def source(self) -> str:
+        """Where the user finds them, for messages."""
+        return "--cost" if self.file is None else str(self.file)
+
+    @property
+    def place(self) -> str:
+        """Where further costs go."""
+        return "" if self.file is None else " in its durations_ns"
 
 
 def add_cost_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,9 +66,8 @@ def read_costs(args: argparse.Namespace, *, default: str | None = None) -> Given
         ScheduleError: the cost file is not one.
     """
     if args.cost_file is not None:
-        if not args.cost_file.is_file():
-            raise UsageError(f"there is no file {args.cost_file}")
-        return GivenCosts(load_costs(args.cost_file), NANOSECOND)
+        require_file(args.cost_file)
+        return GivenCosts(load_costs(args.cost_file), NANOSECOND, args.cost_file)
     text = default if args.cost is None else args.cost
     if text is None:
         raise UsageError("what do actions cost? Give --cost, e.g. --cost F=1,B=2, or --cost-file")
@@ -89,16 +99,52 @@ def require_costs(program: Program, given: GivenCosts) -> None:
     """Refuses costs that leave an action out, or are too large to add up.
 
     Raises:
-        UsageError: see above.
+        UsageError: see above; all kinds that are missing are named.
     """
     total, duration_ns = 0, given.costs.finder()
     try:
         for lane, actions in enumerate(program.lanes):
             total += sum(duration_ns(a, lane) for a in actions if not a.kind.is_transfer)
     except ScheduleError as error:
-        raise UsageError(f"--cost: {error}") from error
+        raise UsageError(f"{given.source}: {_missing(program, given.costs)}{given.place}") from error
     if total > _LARGEST:
-        raise UsageError("--cost: the costs are too large, or have too many decimals, to add up exactly")
+        raise UsageError(f"{given.source}: the costs are too large, or have too many decimals, to add up exactly")
+
+
+def require_known_modules(program: Program, given: GivenCosts) -> None:
+    """Refuses ``--cost`` of a module that is not there; a file may serve several programs.
+
+    Raises:
+        UsageError: see above.
+    """
+    modules = [module.name for module in program.topology.modules]
+    for pattern in given.costs.durations_ns.values if given.file is None else ():
+        if pattern.module is not None and pattern.module not in modules:
+            name = re.sub(rf"^{ENCODER}:(?=[FB]\d*$)", "E", str(pattern))
+            fix = (
+                f"; to put it into a --schedule add --encoder, or leave {name} out" if pattern.module == ENCODER else ""
+            )
+            there = f"there is no module {pattern.module}, only {', '.join(modules)}"
+            raise UsageError(f"--cost {name}: {there}{fix}")
+
+
+def _missing(program: Program, costs: Costs) -> str:
+    """The first action without a cost, and all that has to be stated."""
+    missing: dict[tuple[Kind, str], str] = {}
+    duration_ns = costs.finder()
+    for lane, actions in enumerate(program.lanes):
+        for part in (part for action in actions for part in action.parts or (action,)):
+            if part.kind.is_transfer or (part.kind, part.module) in missing:
+                continue
+            try:
+                duration_ns(part, lane)
+            except ScheduleError:
+                missing[part.kind, part.module] = f"{part} on lane {lane}"
+    is_alone = len(program.topology.modules) == 1
+    # Where I and W are stated, B is their sum.
+    needed = [(kind, name) for kind, name in missing if kind is not Kind.B or (Kind.I, name) not in missing]
+    patterns = [Pattern(kind, None if is_alone else name) for kind, name in needed]
+    return f"no cost for {next(iter(missing.values()))}; state {', '.join(map(str, patterns))}"
 
 
 def _parse_pattern(name: str) -> Pattern:

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from hetsched.cli.costs import ENCODER
+from hetsched.cli.costs import ENCODER, GivenCosts
 from hetsched.cli.schedule_flags import MODULE, schedule_topology
 from hetsched.cli.usage import UsageError, positive
 from hetsched.errors import ScheduleError
@@ -21,6 +21,8 @@ from hetsched.sim.costs import Costs
 
 _DEFAULT_WINDOW = 4
 _DEFAULT_ITEMS = 16
+_OF_PLAN = ("encoder", "window", "in_flight", "recompute", "split_items", "budget")
+"""Flags that are keys of a plan's ``[schedule]`` too."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +60,15 @@ def add_encoder_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def encoded_program(args: argparse.Namespace, costs: Costs) -> Encoded:
+def encoded_program(args: argparse.Namespace, given: GivenCosts) -> Encoded:
     """The schedule that the flags name, with its encoder.
 
     Raises:
         UsageError: a flag that the policy does not have, or a cost is missing.
     """
     _check_flags(args)
-    llm = schedule_topology(args)
+    _require_encoder_costs(given)
+    llm, costs = schedule_topology(args), given.costs
     (module,) = llm.modules
     replicas = (tuple((lane,) for lane in range(llm.num_lanes)),)
     topology = Topology(
@@ -73,9 +76,9 @@ def encoded_program(args: argparse.Namespace, costs: Costs) -> Encoded:
     )
     lanes = sink_lanes(topology, sink=MODULE, pipeline=args.schedule, num_microbatches=args.microbatches)
     try:
-        loads = EncoderLoads(costs.finder(), {ENCODER: [_items(args, costs, m) for m in range(args.microbatches)]})
+        loads = EncoderLoads(costs.finder(), {ENCODER: [_items(args, given, m) for m in range(args.microbatches)]})
     except ScheduleError as error:
-        raise UsageError(f"--cost: {error}") from error
+        raise UsageError(f"{given.source}: {error}") from error
     placement = place_encoders(
         topology,
         lanes,
@@ -97,31 +100,61 @@ def encoded_program(args: argparse.Namespace, costs: Costs) -> Encoded:
 def _check_flags(args: argparse.Namespace) -> None:
     for flag, policy in (("window", "window"), ("in_flight", "fill"), ("recompute", "fill"), ("budget", "fill")):
         if getattr(args, flag) and args.encoder != policy:
-            raise UsageError(f"--{flag.replace('_', '-')} is of --encoder {policy}")
+            raise UsageError(f"{_flag(flag)} needs --encoder {policy}")
     if args.items is not None and not args.split_items:
-        raise UsageError("--items is of --split-items")
+        raise UsageError("--items needs --split-items")
     if args.split_items and args.encoder is None:
-        raise UsageError("--split-items is of --encoder")
+        raise UsageError("--split-items needs --encoder")
 
 
-def _items(args: argparse.Namespace, costs: Costs, microbatch: int) -> list[ItemCost]:
+def _items(args: argparse.Namespace, given: GivenCosts, microbatch: int) -> list[ItemCost]:
     num_items = (args.items or _DEFAULT_ITEMS) if args.split_items else 1
-    forward, backward = (_encoder_cost(costs, kind, microbatch) for kind in (Kind.F, Kind.B))
+    forward, backward = (_encoder_cost(given, kind, microbatch) for kind in (Kind.F, Kind.B))
     if forward == backward == 0:
         return []
     ends = [(i * forward // num_items, i * backward // num_items) for i in range(num_items + 1)]
     return [ItemCost(b[0] - a[0], b[1] - a[1]) for a, b in pairwise(ends)]
 
 
-def _encoder_cost(costs: Costs, kind: Kind, microbatch: int) -> int:
-    if not any(pattern.module == ENCODER and pattern.kind is kind for pattern in costs.durations_ns.values):
-        raise UsageError(f"--encoder: what does it cost? Give E{kind}, e.g. --cost F=1,B=2,EF=0.5,EB=1")
-    found = costs.durations_ns.find(kind, ENCODER, 0, microbatch=microbatch, lane=0)
+def _require_encoder_costs(given: GivenCosts) -> None:
+    stated = {pattern.kind for pattern in given.costs.durations_ns.values if pattern.module == ENCODER}
+    missing = [kind for kind in (Kind.F, Kind.B) if kind not in stated]
+    if missing:
+        names = " and ".join(_name(kind, given) for kind in missing)
+        example = ", e.g. --cost F=1,B=2,EF=0.5,EB=1" if given.file is None else f" in durations_ns of {given.file}"
+        raise UsageError(f"--encoder: what does it cost? Give {names}{example}")
+
+
+def _encoder_cost(given: GivenCosts, kind: Kind, microbatch: int) -> int:
+    found = given.costs.durations_ns.find(kind, ENCODER, 0, microbatch=microbatch, lane=0)
     if found is None:
-        raise UsageError(f"--cost: E{kind} has no cost for microbatch {microbatch}; state E{kind}")
+        name = _name(kind, given)
+        raise UsageError(f"{given.source}: {name} has no cost for microbatch {microbatch}; state {name}{given.place}")
     return found
+
+
+def _name(kind: Kind, given: GivenCosts) -> str:
+    """The encoder's kind as costs on the command line and those of a file name it."""
+    return f"E{kind}" if given.file is None else f"{ENCODER}:{kind}"
 
 
 def require_no_encoder_flags(args: argparse.Namespace) -> None:
     """Refuses flags of an encoder where there is none."""
     _check_flags(args)
+
+
+def require_encoders_of_file(args: argparse.Namespace, *, is_plan: bool) -> None:
+    """Refuses flags of an encoder where a file says what its encoders do.
+
+    Raises:
+        UsageError: see above; of a plan it names the key to write.
+    """
+    for flag in (*_OF_PLAN, "items"):
+        if not getattr(args, flag):
+            continue
+        fix = f"set schedule.{flag} in {args.file}" if is_plan and flag in _OF_PLAN else "leave it out"
+        raise UsageError(f"{_flag(flag)} goes with --schedule, not with a file; {fix}")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

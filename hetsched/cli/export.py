@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         write(json.dumps(_costs(args).to_json(), indent=1) + "\n", args.out)
         return 0
     if args.by_microbatch:
-        raise UsageError("--by-microbatch is of --format costs")
+        raise UsageError("--by-microbatch needs --format costs")
     write(WRITERS[args.format](load_program(args.file)), args.out)
     return 0
 

@@ -9,8 +9,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from hetsched.cli.costs import DEFAULT_COST, add_cost_arguments, read_costs, require_costs
-from hetsched.cli.encoder_flags import add_encoder_arguments, encoded_program, require_no_encoder_flags
+from hetsched.cli.costs import DEFAULT_COST, add_cost_arguments, read_costs, require_costs, require_known_modules
+from hetsched.cli.encoder_flags import (
+    add_encoder_arguments,
+    encoded_program,
+    require_encoders_of_file,
+    require_no_encoder_flags,
+)
 from hetsched.cli.output import write
 from hetsched.cli.schedule_flags import add_schedule_arguments, has_schedule, scheduled_program
 from hetsched.cli.source import FILE_HELP, Source, load
@@ -59,11 +64,11 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("give either a FILE or --schedule, --stages and --microbatches")
     if args.json and (args.format != FORMATS[0] or args.measured is not None):
         raise UsageError("--json is the timeline alone; leave out --format and --measured")
-    if args.encoder is None:
+    if args.file is None and args.encoder is None:
         require_no_encoder_flags(args)
-    elif args.file is not None:
-        raise UsageError(f"--encoder is of --schedule; {args.file} has its encoders, or none")
     source = scheduled_program(args) if args.file is None else load(args.file)
+    if args.file is not None:
+        require_encoders_of_file(args, is_plan=isinstance(source, Plan))
     measured = None if args.measured is None else _measured(args.measured)
     timeline, unit = _timeline(args, source, measured)
     if args.json:
@@ -123,8 +128,10 @@ def _timeline(args: argparse.Namespace, source: Source, measured: Timeline | Non
     given = read_costs(args, default=DEFAULT_COST)
     require_costs(source, given)
     if args.encoder is None:
+        require_known_modules(source, given)
         return simulate(source, given.costs), given.unit
-    encoded = encoded_program(args, given.costs)
+    encoded = encoded_program(args, given)
+    require_known_modules(encoded.program, given)
     require_costs(encoded.program, replace(given, costs=encoded.costs))
     return simulate(encoded.program, encoded.costs), given.unit
 

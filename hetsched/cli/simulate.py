@@ -8,10 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hetsched.cli.costs import ENCODER, add_cost_arguments, read_costs, require_costs
+from hetsched.cli.costs import ENCODER, add_cost_arguments, read_costs, require_costs, require_known_modules
 from hetsched.cli.encoder_flags import add_encoder_arguments, encoded_program, require_no_encoder_flags
 from hetsched.cli.output import print_json, write
 from hetsched.cli.schedule_flags import MODULE, add_schedule_arguments, scheduled_program
+from hetsched.plan.words import counted
 from hetsched.schedule.serialize import program_to_json
 from hetsched.show.unit import Unit
 from hetsched.sim.bubble import share_of_lanes, total_bubble
@@ -44,10 +45,12 @@ def run(args: argparse.Namespace) -> int:
     encoder = {}
     if args.encoder is None:
         require_no_encoder_flags(args)
+        require_known_modules(program, given)
         timeline = simulate(program, given.costs)
     else:
-        alone, encoded = simulated_makespan_ns(program, given.costs), encoded_program(args, given.costs)
+        alone, encoded = simulated_makespan_ns(program, given.costs), encoded_program(args, given)
         program = encoded.program
+        require_known_modules(program, given)
         require_costs(program, replace(given, costs=encoded.costs))
         timeline = simulate(program, encoded.costs)
         recomputed = encoded.placement.recomputed.get(ENCODER, frozenset())
@@ -95,11 +98,11 @@ def _text(schedule: str, figures: dict[str, Any]) -> str:
     if "encoder" in figures:
         encoder = (
             f"\nencoder      {figures['encoder']}: {figures['encoder_exposed']:g} exposed, "
-            f"{figures['encoder_in_flight']} microbatches in flight at most"
+            f"{counted(figures['encoder_in_flight'], 'microbatch')} in flight at most"
         )
     return (
-        f"{schedule}: {figures['stages']} stages on {figures['lanes']} lanes, "
-        f"{figures['microbatches']} microbatches, simulated\n"
+        f"{schedule}: {counted(figures['stages'], 'stage')} on {counted(figures['lanes'], 'lane')}, "
+        f"{counted(figures['microbatches'], 'microbatch')}, simulated\n"
         f"makespan     {figures['makespan']:g}\n"
         f"lower bound  {figures['lower_bound']:g}, gap {figures['gap']:.1%}\n"
         f"bubble       {bubble['total']:g}, {bubble['fraction']:.1%} of lane time: {causes}\n"

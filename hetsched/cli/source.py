@@ -8,11 +8,12 @@ from pathlib import Path
 from hetsched.check.explain import explain
 from hetsched.check.flat import Fault, flatten
 from hetsched.check.validate import check, validate
-from hetsched.cli.usage import UsageError
+from hetsched.cli.usage import UsageError, require_file
 from hetsched.errors import ScheduleError
 from hetsched.exchange.torch_read import program_from_torch_csv
 from hetsched.lower.transfers import lower_transfers
 from hetsched.plan import Plan, load_plan
+from hetsched.plan.words import counted
 from hetsched.schedule.program import Program
 from hetsched.schedule.serialize import program_from_json
 from hetsched.sim.timeline import FORMAT as TIMELINE_FORMAT
@@ -31,12 +32,11 @@ def load(path: Path) -> Source:
         path: its suffix says what it is to be (.toml, .json, .csv), its contents if it has another.
 
     Raises:
-        UsageError: there is no such file.
+        UsageError: there is no such file, or it is a folder.
         PlanError: the plan cannot be run as written.
         ScheduleError: the file is empty, is none of these, or its program is not sound.
     """
-    if not path.is_file():
-        raise UsageError(f"there is no file {path}")
+    require_file(path)
     kind = path.suffix.lower().removeprefix(".")
     text = "" if kind == "toml" else _read(path)
     if kind not in ("toml", "json", "csv"):
@@ -73,7 +73,7 @@ def complete(program: Program) -> Program:
         ScheduleError: it is not sound.
     """
     if program.num_microbatches > sum(map(len, program.lanes)):
-        raise ScheduleError(f"{program.num_microbatches} microbatches, but there are fewer actions")
+        raise ScheduleError(f"{counted(program.num_microbatches, 'microbatch')}, but there are fewer actions")
     kinds = {action.kind for lane in program.lanes for action in lane}
     if not any(kind.is_transfer for kind in kinds):
         # Lowering takes names and numbers as they are. A missing transfer is the one fault it mends.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 
@@ -24,6 +25,18 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def require_file(path: Path) -> None:
+    """Refuses what is no file.
+
+    Raises:
+        UsageError: there is nothing, or a folder.
+    """
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder; name a file in it")
+    if not path.is_file():
+        raise UsageError(f"there is no file {path}")
 
 
 def positive(text: str) -> int:
