@@ -46,8 +46,7 @@ def read_table(cls: type[T], table: object, *, path: str = "") -> T:
         if name in table:
             values[name] = read_value(hints[name], table[name], path=_join(path, name))
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            kind = _NAMES.get(hints[name], "a value")
-            raise PlanError(f"missing key {name!r}", field=_join(path, name), fix=f"add {name} = {kind}")
+            raise PlanError(f"missing key {name!r}", field=_join(path, name), fix=_addition(hints[name], name, path))
     try:
         return cls(**values)
     except PlanError as error:
@@ -83,6 +82,21 @@ def read_value(hint: Any, value: object, *, path: str) -> Any:
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
         raise _wrong_type(path, value, _NAMES[hint])
     return value
+
+
+def _addition(hint: Any, name: str, path: str) -> str:
+    """The fix for a key that is missing: what to add to the file."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    full = _join(path, name)
+    if dataclasses.is_dataclass(hint):
+        return f"add [{full}]"
+    if origin is dict:
+        return f"add [{full}.<name>]"
+    if origin is tuple:
+        return f"add [[{full}]]" if dataclasses.is_dataclass(args[0]) else f"add {name} = a list"
+    if origin is typing.Literal:
+        return f"add {name} = one of {_list(args)}"
+    return f"add {name} = {_NAMES.get(hint, 'a value')}"
 
 
 def _chosen(options: list[Any], value: object, path: str) -> Any:

@@ -324,6 +324,9 @@ FAULTY_FILES = {
     "huge.json": (json.dumps(HUGE), "1000000000000 microbatches"),
     "huge_stage.json": (json.dumps(NO_STAGE).replace("7F0", "99999999999F0"), "llm:99999999999F0"),
     "wrong.toml": ("[modules]\n", "PlanError"),
+    "image.svg": ('<svg width="9"/>', "neither a plan (TOML), a program (JSON) nor torch's schedule CSV"),
+    "README.md": ("# Title\nsay a = 1\n", "if it is a plan, it is not TOML: Expected '=' after a key"),
+    "slip": ("name = 1\nworld_size 4\n", "it is not TOML: Expected '=' after a key in a key/value pair (at line 2"),
 }
 
 

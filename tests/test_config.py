@@ -92,8 +92,40 @@ def test_what_does_not_fit_is_refused_with_its_path(
     assert problem in raised.value.problem and fix in raised.value.fix
 
 
+@dataclass(frozen=True)
+class Required:
+    frame: Square
+    layers: tuple[Circle, ...]
+    sizes: tuple[int, ...]
+    color: Literal["red", "blue"]
+    scale: float
+
+
+@dataclass(frozen=True)
+class Page:
+    drawing: Required
+
+
+@pytest.mark.parametrize(
+    ("key", "fix"),
+    [
+        ("frame", "add [drawing.frame]"),
+        ("layers", "add [[drawing.layers]]"),
+        ("sizes", "add sizes = a list"),
+        ("color", "add color = one of 'red', 'blue'"),
+        ("scale", "add scale = a number"),
+    ],
+)
+def test_a_missing_key_is_named_as_it_is_written_in_the_file(key: str, fix: str) -> None:
+    table = {"frame": {"side": 1}, "layers": [], "sizes": [], "color": "red", "scale": 1}
+    del table[key]
+    with pytest.raises(PlanError) as raised:
+        read_table(Page, {"drawing": table})
+    assert (raised.value.field, raised.value.fix) == (f"drawing.{key}", fix)
+
+
 def test_a_missing_table_is_refused() -> None:
-    with pytest.raises(PlanError, match="missing key 'shapes'"):
+    with pytest.raises(PlanError, match=r"missing key 'shapes'\n  field shapes\n  fix: add \[shapes.<name>\]$"):
         read_table(Drawing, {"name": "a"})
     with pytest.raises(PlanError, match="the plan is 3, not a table"):
         read_table(Drawing, 3)

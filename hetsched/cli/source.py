@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from pathlib import Path
 
 from hetsched.check.explain import explain
@@ -41,6 +42,8 @@ def load(path: Path) -> Source:
     text = "" if kind == "toml" else _read(path)
     if kind not in ("toml", "json", "csv"):
         kind = _guess(text)
+        if kind == "toml":
+            _require_toml(path, text)
     if kind == "toml":
         return load_plan(path)
     try:
@@ -95,6 +98,15 @@ def _read(path: Path) -> str:
     if not text.strip():
         raise ScheduleError(f"{path}: the file is empty")
     return text
+
+
+def _require_toml(path: Path, text: str) -> None:
+    """Refuses a file that only its contents make a plan, and that is none, without the words for a plan with a slip."""
+    try:
+        tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        kinds = "neither a plan (TOML), a program (JSON) nor torch's schedule CSV"
+        raise ScheduleError(f"{path}: {kinds}; if it is a plan, it is not TOML: {error}") from error
 
 
 def _guess(text: str) -> str:

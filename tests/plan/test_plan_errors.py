@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hetsched.cli import main
 from hetsched.config import read_table
 from hetsched.errors import PlanError
-from hetsched.plan import Plan, parse_plan
+from hetsched.plan import Plan, load_plan, parse_plan
 from hetsched.plan.checks import check_plan
 from tests.plan.good_plan import GOOD, spoiled
 
@@ -49,7 +49,10 @@ KEYS_AND_TYPES = [
     ([('name = "good"', 'name = "good"\ndtype = "float16"')], "dtype", "dtype = 'float16' is not known", "'float32'"),
     ([('kind = "decoder"', 'kind = "encoder"')], "model.llm.kind", "kind = 'encoder' is not known", "'decoder'"),
     ([('kind = "decoder"', 'kind = ["decoder"]')], "model.llm.kind", "kind = ['decoder'] is not known", "'decoder'"),
-    ([("world_size = 4", "world_size 4")], "the text", "not TOML: ", "mend the syntax"),
+    ([("world_size = 4", "world_size 4")], "line 2, column 12", "not TOML: Expected", "write a plan as TOML: <key> ="),
+    ([("[training]\nsteps = 3\n", "[training")], "end of document", "not TOML: Expected ']'", "<key> = <value>"),
+    ([("steps = 3", "steps = " + "[" * 9_000)], "the whole", "not TOML: nested too deeply", "<key> = <value>"),
+    ([(GOOD[GOOD.index("[modules.vision]") :], "")], "modules", "missing key 'modules'", "add [modules.<name>]"),
 ]
 PHASES = '"three_phase"'
 SCHEDULE = [
@@ -379,7 +382,16 @@ def test_what_train_will_write_is_left_as_it_is_until_then() -> None:
 def test_a_file_that_is_not_utf_8_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     Path("bad.toml").write_bytes(b'name = "\xff"')
     assert main(["check", "bad.toml"]) == 1
-    check_message(capsys.readouterr().err, field="the text", problem="at byte 8", fix="UTF-8")
+    check_message(capsys.readouterr().err, field="byte 8", problem="at byte 8", fix="UTF-8")
+
+
+@pytest.mark.parametrize(("path", "reason"), [("/nope.toml", "No such file or directory"), ("/", "Is a directory")])
+def test_a_plan_that_cannot_be_read_is_a_plan_error_with_its_path(path: str, reason: str) -> None:
+    with pytest.raises(PlanError) as refused:
+        load_plan(path)
+    assert str(refused.value) == (
+        f"cannot read {path}: {reason}\n  field path\n  fix: give the path of a plan, a TOML file"
+    )
 
 
 VALUES = st.recursive(
