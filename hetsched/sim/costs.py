@@ -131,13 +131,19 @@ class Costs:
         Raises:
             ScheduleError: an unknown key, a pattern that does not parse, a value that is no integer.
         """
-        known = {"durations_ns", "message_bytes", "held_bytes", "links"}
-        if not isinstance(data, dict) or "durations_ns" not in data or not set(data) <= known:
-            raise ScheduleError(f"a cost file is an object with durations_ns and, if needed, {sorted(known)}")
+        optional = ("message_bytes", "held_bytes", "links")
+        has = f"a cost file has durations_ns and, if needed, {', '.join(optional)}"
+        if not isinstance(data, dict):
+            raise ScheduleError(f"this is no object; {has}")
+        if "durations_ns" not in data:
+            raise ScheduleError(f"durations_ns is missing; {has}")
+        unknown = [key for key in data if key not in ("durations_ns", *optional)]
+        if unknown:
+            raise ScheduleError(f"unknown key {unknown[0]!r}; {has}")
         for key, section in data.items():
             if not isinstance(section, dict):
-                raise ScheduleError(f"{key} of a cost file is an object, not {section!r}")
-        tables = {key: ActionTable.parse(data[key]) for key in known - {"links"} if key in data}
+                raise ScheduleError(f"{key} is an object, not {section!r}")
+        tables = {key: ActionTable.parse(table) for key, table in data.items() if key != "links"}
         return cls(**tables, links={name: _parse_link(name, link) for name, link in data.get("links", {}).items()})
 
 
@@ -149,8 +155,12 @@ def load_costs(path: Path) -> Costs:
     """
     try:
         return Costs.from_json(json.loads(path.read_text()))
-    except (ScheduleError, json.JSONDecodeError) as error:
+    except OSError as error:
+        raise ScheduleError(f"cannot read {path}: {error.strerror}") from error
+    except ScheduleError as error:
         raise ScheduleError(f"{path}: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ScheduleError(f"{path}: not JSON: {error}") from error
 
 
 def duration_array(flat: FlatProgram, costs: Costs) -> Int64s:

@@ -122,26 +122,43 @@ def test_a_cost_file_is_read_and_hashed(tmp_path: Path) -> None:
     assert costs.digest != Costs.from_json({**data, "durations_ns": {"llm:0B": 2, "F": 2}}).digest
 
 
+HAS = "; a cost file has durations_ns and, if needed, message_bytes, held_bytes, links"
+
+
 @pytest.mark.parametrize(
-    "text",
+    ("text", "said"),
     [
-        "[]",
-        "{",
-        "{}",
-        '{"durations_ns": {"F": 1}, "more": {}}',
-        '{"durations_ns": {"F": 1.5}}',
-        '{"durations_ns": {"F": -1}}',
-        '{"durations_ns": {"F": true}}',
-        '{"durations_ns": {"bogus": 1}}',
-        '{"durations_ns": []}',
-        '{"durations_ns": {}, "links": {"llm": 5}}',
-        '{"durations_ns": {}, "links": {"llm": {"speed": 5}}}',
-        '{"durations_ns": {}, "links": {"llm": {"bytes_per_s": 0}}}',
-        '{"durations_ns": {}, "links": {"llm": {"latency_ns": -1}}}',
+        ("[]", f"this is no object{HAS}"),
+        ("{", "not JSON: "),
+        ("[" * 100_000, "not JSON: "),
+        (b"\xff{}", "not JSON: "),
+        ("{}", f"durations_ns is missing{HAS}"),
+        ('{"durations_ns": {"F": 1}, "more": {}}', f"unknown key 'more'{HAS}"),
+        ('{"durations_ns": {"F": 1.5}}', "F: 1.5 is not an integer"),
+        ('{"durations_ns": {"F": -1}}', "F: -1 is not an integer of at least 0"),
+        ('{"durations_ns": {"F": true}}', "F: True is not an integer"),
+        ('{"durations_ns": {"bogus": 1}}', "'bogus' names no actions"),
+        ('{"durations_ns": []}', "durations_ns is an object, not []"),
+        ('{"durations_ns": {}, "links": {"llm": 5}}', "link llm: an object with latency_ns and bytes_per_s, not 5"),
+        ('{"durations_ns": {}, "links": {"llm": {"speed": 5}}}', "link llm: an object with latency_ns"),
+        (
+            '{"durations_ns": {}, "links": {"llm": {"bytes_per_s": 0}}}',
+            "link llm: bytes_per_s is an integer of at least 1",
+        ),
+        (
+            '{"durations_ns": {}, "links": {"llm": {"latency_ns": -1}}}',
+            "link llm: latency_ns is an integer of at least 0",
+        ),
     ],
 )
-def test_a_cost_file_that_makes_no_sense_is_refused(text: str, tmp_path: Path) -> None:
+def test_a_cost_file_that_makes_no_sense_is_refused(text: str | bytes, said: str, tmp_path: Path) -> None:
     path = tmp_path / "costs.json"
-    path.write_text(text)
-    with pytest.raises(ScheduleError, match=r"costs\.json"):
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ScheduleError) as refused:
         load_costs(path)
+    assert str(refused.value).startswith(f"{path}: {said}")
+
+
+def test_a_cost_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ScheduleError, match=r"^cannot read .*costs\.json: No such file or directory$"):
+        load_costs(tmp_path / "costs.json")
