@@ -40,8 +40,15 @@ def pack(lengths: Sequence[int] | IntArray, *, capacity: int, keep_order: bool =
     too_long = np.flatnonzero(array > capacity)
     if too_long.size:
         place = int(too_long[0])
-        raise DataError(f"sample {place} has {int(array[place])} tokens, but a packed sequence holds {capacity}")
+        raise _too_long(place, int(array[place]), capacity, longest=int(array.max()))
     return _core.pack_in_order(array, capacity) if keep_order else _core.pack_best_fit(array, capacity)
+
+
+def _too_long(sample: int, num_tokens: int, capacity: int, *, longest: int) -> DataError:
+    return DataError(
+        f"sample {sample} has {num_tokens} tokens, but a packed sequence holds {capacity}; "
+        f"set capacity to {longest} or more, which the longest sample needs, or shorten the samples"
+    )
 
 
 def pack_samples(samples: Sequence[Sample], *, capacity: int, keep_order: bool = False) -> list[Share]:
@@ -59,9 +66,8 @@ def pack_samples(samples: Sequence[Sample], *, capacity: int, keep_order: bool =
     """
     for sample in samples:
         if sample.num_tokens > capacity:
-            raise DataError(
-                f"sample {sample.index} has {sample.num_tokens} tokens, but a packed sequence holds {capacity}"
-            )
+            longest = max(each.num_tokens for each in samples)
+            raise _too_long(sample.index, sample.num_tokens, capacity, longest=longest)
     sequence_of = pack([sample.num_tokens for sample in samples], capacity=capacity, keep_order=keep_order)
     members: list[list[Sample]] = [[] for _ in range(int(sequence_of.max(initial=-1)) + 1)]
     for sample, sequence in zip(samples, sequence_of.tolist(), strict=True):

@@ -83,11 +83,12 @@ def test_samples_keep_their_order_within_a_sequence_and_none_is_lost() -> None:
 
 @pytest.mark.parametrize("keep_order", [False, True])
 def test_a_sample_longer_than_a_sequence_is_a_data_error_that_names_it(keep_order: bool) -> None:
-    samples = [sample(40, 3), sample(41, 11)]
-    with pytest.raises(DataError, match="sample 41 has 11 tokens, but a packed sequence holds 10"):
+    samples = [sample(40, 3), sample(41, 11), sample(42, 12)]
+    said = "sample 41 has 11 tokens, but a packed sequence holds 10; set capacity to 12 or more"
+    with pytest.raises(DataError, match=said):
         pack_samples(samples, capacity=10, keep_order=keep_order)
-    with pytest.raises(DataError, match="sample 1 has 11 tokens"):
-        pack([3, 11], capacity=10, keep_order=keep_order)
+    with pytest.raises(DataError, match=r"sample 1 has 11 tokens.*; set capacity to 12 or more"):
+        pack([3, 11, 12], capacity=10, keep_order=keep_order)
 
 
 def test_the_loss_is_of_text_tokens_behind_a_position_of_the_same_sample() -> None:
@@ -135,5 +136,7 @@ def test_work_is_shared_evenly_where_the_capacity_allows_it_and_packed_tightly_w
 
 def test_a_sample_longer_than_the_capacity_is_named() -> None:
     samples = [Sample(4, 9, 1), Sample(7, 40, 1)]
-    with pytest.raises(DataError, match="sample 7 has 40 tokens, but a packed sequence holds 39"):
+    with pytest.raises(
+        DataError, match="sample 7 has 40 tokens, but a packed sequence holds 39; set capacity to 40 or"
+    ):
         share_within(samples, capacity=39, **SHAPE)
