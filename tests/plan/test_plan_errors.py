@@ -277,6 +277,19 @@ ONLY_TRAIN = [
         "the digits are images for one encoder, 'vision'; the plan has eyes",
         "have one encoder, named vision",
     ),
+    (
+        [('consumer = "llm"', 'consumer = "llm"\nstage = 1')],
+        "boundaries[0].stage",
+        "boundary vision->llm: stage 1, but the reference model takes rows at stage 0 alone",
+        "write 0, or leave it out",
+    ),
+    ([("vocab = 40", "vocab = 24")], "model.llm.vocab", "vocab=24, but the digits' questions are", "at least 25"),
+    (
+        [("patch = 4", "patch = 3")],
+        "model.vision.patch",
+        "patch=3 and merge=2: squares of 6 pixels do not tile the 8 of a digit",
+        "patch * merge is one of 1, 2, 4, 8",
+    ),
 ]
 
 
