@@ -87,10 +87,16 @@ def _check_layout(plan: Plan, name: str, module: ModulePlan) -> None:
 def _check_virtual_stages(plan: Plan, name: str, module: ModulePlan) -> None:
     name_of_pipeline = plan.schedule.pipeline
     wanted = PIPELINES[name_of_pipeline].num_virtual if name == plan.sink else 1
+    if wanted is None:
+        return
     require(
-        wanted is None or module.layout.vpp == wanted,
+        module.layout.vpp == wanted,
         f"module {name}: vpp={module.layout.vpp}, but "
-        + (f"{name_of_pipeline} has {wanted} virtual stages a lane" if name == plan.sink else "it is an encoder"),
+        + (
+            f"{name_of_pipeline} has {counted(wanted, 'virtual stage')} a lane"
+            if name == plan.sink
+            else "it is an encoder"
+        ),
         field=f"modules.{name}.layout.vpp",
         fix=f"write vpp = {wanted}"
         + (", or choose another schedule.pipeline (interleaved takes any)" if name == plan.sink else ""),

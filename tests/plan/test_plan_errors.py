@@ -133,7 +133,7 @@ DEGREES = [
         "use at least 1",
     ),
     ([("dp = 2, pp = 2", "ep = 2, dp = 2")], "modules.llm.layout.ep", "ep=2 is not built yet", "write ep = 1;"),
-    ([("dp = 2, pp = 2", "vpp = 2, dp = 2")], "modules.llm.layout.vpp", "vpp=2, but 1f1b has 1", "write vpp = 1"),
+    ([("dp = 2, pp = 2", "vpp = 2, dp = 2")], "modules.llm.layout.vpp", "1f1b has 1 virtual stage a", "write vpp = 1"),
     ([("dp = 4", "dp = 0")], "modules.vision.layout.dp", "module vision: dp=0", "use at least 1"),
     ([("dp = 2, pp = 2", "pp = -2")], "modules.llm.layout.pp", "module llm: pp=-2", "use at least 1"),
     ([("dp = 2, pp = 2", "pp = 4")], "modules.llm.layout.pp", "4 stages for 2 layers", "choose pp of at most 2"),
