@@ -10,6 +10,7 @@ from torch import nn
 
 from hetsched.errors import JobError, PlanError
 from hetsched.plan import Plan
+from hetsched.plan.words import counted
 from hetsched.runtime.device import check_ranks
 from hetsched.runtime.mesh import ModuleGroups
 from hetsched.runtime.report import gather_objects
@@ -43,9 +44,9 @@ def check_launch(plan: Plan, modules: Sequence[str]) -> Sequence[str] | None:
     launched = dist.get_world_size()
     if launched != plan.world_size:
         raise PlanError(
-            f"rank {dist.get_rank()}: the plan is for {plan.world_size} ranks, {launched} were launched",
+            f"rank {dist.get_rank()}: the plan is for {counted(plan.world_size, 'rank')}, and the job has {launched}",
             field="world_size",
-            fix=f"launch {plan.world_size} processes, or write world_size = {launched} and layouts to match",
+            fix=f"launch as many as the plan has, or write world_size = {launched} and layouts to match",
             source=plan.source,
         )
     for name in plan.modules:

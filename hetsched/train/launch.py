@@ -152,7 +152,11 @@ def _what_happened(folder: Path, failed: dict[int, int]) -> str:
         message = path.read_text(encoding="utf-8") if path.exists() else f"ended with exit code {code}"
         said.setdefault(message, []).append(rank)
     causes_first = sorted(said.items(), key=lambda of: _is_consequence(of[0]))
-    return "\n".join(f"rank {', '.join(map(str, ranks))}: {message}" for message, ranks in causes_first)
+    return "\n".join(f"{_named(ranks)}: {message}" for message, ranks in causes_first)
+
+
+def _named(ranks: Sequence[int]) -> str:
+    return f"{'rank' if len(ranks) == 1 else 'ranks'} {', '.join(map(str, ranks))}"
 
 
 def _is_consequence(message: str) -> bool:

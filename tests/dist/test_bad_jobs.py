@@ -53,9 +53,9 @@ def test_a_plan_for_more_ranks_than_were_launched_is_refused_by_each(ranks: Pool
     said = ranks.run(start_with, [plan] * 3, num_ranks=3)
     assert ranks.run(start_with, [plan] * 2, num_ranks=2) == ["started"] * 2
     for rank, message in enumerate(said):
-        assert message.startswith(f"PlanError: rank {rank}: the plan is for 2 ranks, 3 were launched\n")
+        assert message.startswith(f"PlanError: rank {rank}: the plan is for 2 ranks, and the job has 3\n")
         assert "field world_size" in message
-        assert "fix: launch 2 processes, or write world_size = 3" in message
+        assert "fix: launch as many as the plan has, or write world_size = 3" in message
 
 
 @pytest.mark.parametrize("odd", [0, 1, 2])

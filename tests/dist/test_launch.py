@@ -94,7 +94,7 @@ def test_every_rank_runs_in_one_group(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("worker", "message"),
     [
-        (bad_data, r"^rank 0, 1, 2: DataError: sample 3 is bad$"),
+        (bad_data, r"^ranks 0, 1, 2: DataError: sample 3 is bad$"),
         (bad_code, r"^rank 2: Traceback[\s\S]*ValueError: a bug\n$"),
         (bad_code_that_others_wait_for, r"^rank 2: Traceback[\s\S]*ValueError: a bug[\s\S]*rank 1: JobError: nothing"),
         (left_by_exit, r"rank 1: ended with exit code 7"),
