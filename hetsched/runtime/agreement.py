@@ -80,7 +80,7 @@ def _unequal(stages: Mapping[tuple[str, int], nn.Module], groups: Mapping[str, M
         group, named = groups[module].copies, dict(built.named_parameters())
         if group is None or not named:
             continue
-        sums = torch.stack([p.detach().double().sum() for p in named.values()]).nan_to_num()
+        sums = torch.stack([p.detach().sum(dtype=torch.float64) for p in named.values()]).nan_to_num()
         most = torch.stack([sums, -sums])
         dist.all_reduce(most, dist.ReduceOp.MAX, group=group)
         for name, is_odd in zip(named, (most[0] != -most[1]).tolist(), strict=True):
