@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -14,6 +15,10 @@ from hetsched.plan.words import counted
 from hetsched.runtime.device import check_ranks
 from hetsched.runtime.mesh import ModuleGroups
 from hetsched.runtime.report import gather_objects
+
+
+_SAME = 1e-6
+"""Relative and absolute: GPUs of two kinds may add up in another order, and weights from two seeds differ by far more."""
 
 
 def check_launch(plan: Plan, modules: Sequence[str]) -> Sequence[str] | None:
@@ -83,8 +88,8 @@ def _unequal(stages: Mapping[tuple[str, int], nn.Module], groups: Mapping[str, M
         sums = torch.stack([p.detach().sum(dtype=torch.float64) for p in named.values()]).nan_to_num()
         most = torch.stack([sums, -sums])
         dist.all_reduce(most, dist.ReduceOp.MAX, group=group)
-        for name, is_odd in zip(named, (most[0] != -most[1]).tolist(), strict=True):
-            if is_odd and found is None:
+        for name, largest, smallest in zip(named, most[0].tolist(), (-most[1]).tolist(), strict=True):
+            if found is None and not math.isclose(largest, smallest, rel_tol=_SAME, abs_tol=_SAME):
                 ranks = ", ".join(map(str, dist.get_process_group_ranks(group)))
                 found = f"{name} of stage {stage} of module {module} differs between ranks {ranks}, which hold copies"
     return found

@@ -114,7 +114,7 @@ def with_odd_encoder(plan: Plan) -> Engine:
     engine = usual(plan)
     if dist.get_rank() == 1:
         with torch.no_grad():
-            list(engine.stages["vision", 0].parameters())[1][0] += 1e-9
+            list(engine.stages["vision", 0].parameters())[1][0] += 1e-3
     return engine
 
 
