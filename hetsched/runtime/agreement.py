@@ -16,9 +16,8 @@ from hetsched.runtime.device import check_ranks
 from hetsched.runtime.mesh import ModuleGroups
 from hetsched.runtime.report import gather_objects
 
-
 _SAME = 1e-6
-"""Relative and absolute: GPUs of two kinds may add up in another order, and weights from two seeds differ by far more."""
+"""Relative and absolute: GPUs of two kinds may add up in another order, and other weights differ by far more."""
 
 
 def check_launch(plan: Plan, modules: Sequence[str]) -> Sequence[str] | None:
