@@ -31,12 +31,14 @@ class Prepared:
 
     Args:
         batch: what was asked for.
+        digest: of the batch.
         work, step: of this rank; None where the batch cannot be planned.
         unfit: why the batch cannot be planned, which is so on every rank.
         problem: why this rank cannot load its part.
     """
 
     batch: Batch
+    digest: int
     work: RankStep | None
     step: StepPlan | None
     unfit: DataError | None = None
@@ -49,12 +51,11 @@ class Prepared:
             DataError: on every rank, if ranks have different batches, the batch does not fit the plan, or any rank
                 could not load its part.
         """
-        digest = self.batch.digest
-        most = torch.tensor([self.problem is not None, digest, -digest], dtype=torch.int64)
+        most = torch.tensor([self.problem is not None, self.digest, -self.digest], dtype=torch.int64)
         dist.all_reduce(most, dist.ReduceOp.MAX)
         has_failed, largest, smallest = most.tolist()
         if largest != -smallest:
-            raise DataError(_whose_differs(self.batch))
+            raise DataError(_whose_differs(self))
         if self.unfit is not None:
             raise self.unfit
         if has_failed:
@@ -63,11 +64,10 @@ class Prepared:
         return self.work, self.step
 
 
-def _whose_differs(batch: Batch) -> str:
+def _whose_differs(mine: Prepared) -> str:
     """Which rank has another batch than most; every rank calls this."""
-    digests, firsts = zip(
-        *gather_objects((batch.digest, [s.index for s in batch.samples[:_NUM_SHOWN]]), group=None), strict=True
-    )
+    first = [sample.index for sample in mine.batch.samples[:_NUM_SHOWN]]
+    digests, firsts = zip(*gather_objects((mine.digest, first), group=None), strict=True)
     usual = max(digests, key=digests.count)
     rank = next(rank for rank, digest in enumerate(digests) if digest != usual)
     other = digests.index(usual)
@@ -96,13 +96,14 @@ def prepare(
         rooms_of: where a program's rows arrive.
         is_training: False for the forwards alone.
     """
+    digest = batch.digest
     try:
         step = plan_step(plan, batch.samples, is_training=is_training)
     except DataError as error:
-        return Prepared(batch, None, None, unfit=error)
+        return Prepared(batch, digest, None, None, unfit=error)
     work = RankStep(plan, step, rank=dist.get_rank(), channels=channels, device=device, rooms=rooms_of(step.program))
     try:
         work.load(batch)
     except DataError as error:
-        return Prepared(batch, work, step, problem=str(error))
-    return Prepared(batch, work, step)
+        return Prepared(batch, digest, work, step, problem=str(error))
+    return Prepared(batch, digest, work, step)
