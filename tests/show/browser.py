@@ -16,6 +16,8 @@ _FLAGS = (
     *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--window-size=1400,900"),
 )
 
+_NUM_TRIES = 5
+
 
 def missing() -> str | None:
     """Why there is no browser here, or None if there is one."""
@@ -31,14 +33,8 @@ class Browser:
     """
 
     def __init__(self, profile: Path) -> None:
-        driver = shutil.which("chromedriver")
-        assert driver is not None
-        self._driver = subprocess.Popen(
-            [driver, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        assert self._driver.stdout is not None
-        ports = (re.search(r"successfully on port (\d+)", line) for line in self._driver.stdout)
-        self._url = f"http://127.0.0.1:{next(filter(None, ports))[1]}"
+        self._driver, port = _started()
+        self._url = f"http://127.0.0.1:{port}"
         options = {"binary": shutil.which("chromium"), "args": [*_FLAGS, f"--user-data-dir={profile}"]}
         wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
         session = self._ask("/session", {"capabilities": {"alwaysMatch": wanted}})
@@ -102,3 +98,22 @@ class Browser:
         request = urllib.request.Request(self._url + path, data=json.dumps(body).encode(), headers=headers)
         with urllib.request.urlopen(request, timeout=120) as answer:
             return json.load(answer)["value"]
+
+
+def _started() -> tuple[subprocess.Popen[str], int]:
+    """A driver, and the port on which it listens.
+
+    It takes a port that is free in one version of the internet protocol, and ends at once where that is in use in
+    the other, so it is started again.
+    """
+    driver, said = shutil.which("chromedriver"), []
+    assert driver is not None
+    for _ in range(_NUM_TRIES):
+        started = subprocess.Popen([driver, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        assert started.stdout is not None
+        for line in started.stdout:
+            if found := re.search(r"successfully on port (\d+)", line):
+                return started, int(found[1])
+            said.append(line)
+        started.communicate()
+    raise RuntimeError(f"chromedriver did not start: {''.join(said)}")
