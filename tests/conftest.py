@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 # Machines that run the tests are shared: how long an example takes says nothing about the code.
@@ -15,3 +16,10 @@ settings.load_profile("hetsched")
 # its kernels run in the interpreter; tests/gpu runs them for real.
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder in which the test works."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

@@ -12,14 +12,9 @@ from hetsched.cli import main
 from tests.plan.good_plan import GOOD
 
 Output = pytest.CaptureFixture[str]
+pytestmark = pytest.mark.usefixtures("here")
 FLAGS = ["simulate", "--schedule", "1f1b", "--stages", "4", "--microbatches", "8"]
 COST = ["--cost", "F=1,B=2,EF=0.5,EB=1"]
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def simulated(capsys: Output, *flags: str) -> dict[str, Any]:

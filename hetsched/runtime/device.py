@@ -120,8 +120,10 @@ def what_is_wrong(seats: Sequence[Seat]) -> str | None:
             return f"ranks {first} and {rank} are both on {seat.gpu}; {fix}"
         if seat.nccl != seats[0].nccl:
             return f"rank {rank} has NCCL {seat.nccl}, rank 0 has {seats[0].nccl}; install the same torch everywhere"
-    # Between hosts every transport takes NCCL; within one only that of its name does.
-    return name_ranks([seat.no_nccl for seat in seats]) or None if len({seat.host for seat in seats}) > 1 else None
+    if len({seat.host for seat in seats}) > 1:
+        # Between hosts every transport takes NCCL; within one only that of its name does.
+        return name_ranks([seat.no_nccl for seat in seats]) or None
+    return None
 
 
 def _seat(plan: Plan) -> Seat:

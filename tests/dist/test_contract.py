@@ -90,6 +90,18 @@ def test_a_stage_is_held_to_it_before_anything_is_sent(stage: nn.Module, said: s
         run("1RECV_F0 1F0 1SEND_F0", stage)
 
 
+class Window(nn.Module):
+    """Makes rows of its own for several microbatches at once, one too few."""
+
+    def forward(self, rows: None, meta: StageMeta) -> Tensor:
+        return torch.zeros(2 * ROWS - 1, HIDDEN, dtype=torch.float64)
+
+
+def test_a_call_for_several_microbatches_is_held_to_the_rows_of_all() -> None:
+    with pytest.raises(DataError, match=rf"stage 1 of module llm returned .*; return rows, \[{2 * ROWS}, hidden\]"):
+        run("1F0-1", Window())
+
+
 COLOCATED = dict(vision="first_rank = 0\nlayout.dp = 2", llm="first_rank = 0\nlayout.pp = 2", world_size=2)
 
 
