@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -135,8 +135,15 @@ def other_samples(plan: Plan) -> Batch:
     return Batch.of(RaggedSource(plan.seed), range(rank, rank + 8))
 
 
-def samples_with_other_items(plan: Plan) -> Batch:
-    return Batch.of(RaggedSource(plan.seed, items="equal" if dist.get_rank() else "many"), range(8))
+def samples_with_another_item(plan: Plan) -> Batch:
+    """One image in place of another of the same size."""
+    batch = first_samples(plan)
+    place = next(i for i, sample in enumerate(batch.samples) if sample.placeholders)
+    first, *others = batch.samples[place].placeholders
+    other = replace(first, item=replace(first.item, key=first.item.key + dist.get_rank()))
+    samples = list(batch.samples)
+    samples[place] = replace(samples[place], placeholders=(other, *others))
+    return replace(batch, samples=tuple(samples))
 
 
 def without_a_plan(plan: Plan) -> Engine:
@@ -147,10 +154,17 @@ def with_builders(**others: Any) -> Callable[[Plan], Engine]:
     return lambda plan: Engine(plan, {**builders(plan), **others})
 
 
+def samples_of_another_weight(plan: Plan) -> Batch:
+    batch = first_samples(plan)
+    first, *others = batch.samples
+    return replace(batch, samples=(replace(first, weight=first.weight + dist.get_rank()), *others))
+
+
 MISTAKES = {
     "replicas": Mistake(with_odd_encoder, first_samples),
     "samples": Mistake(usual, other_samples),
-    "items": Mistake(usual, samples_with_other_items),
+    "items": Mistake(usual, samples_with_another_item),
+    "weights": Mistake(usual, samples_of_another_weight),
     "no batch": Mistake(usual, lambda plan: [0, 1]),
     "no plan": Mistake(without_a_plan, first_samples),
     "no module": Mistake(with_builders(vision=lambda *_: None), first_samples),
@@ -161,6 +175,7 @@ SAID = {
     "replicas": r"JobError: embed\S+ of stage 0 of module vision differs between ranks 0, 1, which hold copies; build",
     "samples": rf"{OTHER_BATCH} \[1, 2, 3, 4\] and \[0, 1, 2, 3\]; give every rank the same samples",
     "items": rf"{OTHER_BATCH} \[0, 1, 2, 3\] and \[0, 1, 2, 3\]; .*described alike",
+    "weights": rf"{OTHER_BATCH} \[0, 1, 2, 3\] and \[0, 1, 2, 3\]; .*described alike",
     "no batch": r"TypeError: a step takes a Batch, not list: Batch.of",
     "no plan": r"TypeError: an engine takes a Plan, not str: hetsched.load_plan",
     "no module": r"TypeError: the builder of module vision returned NoneType",
