@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from hetsched.parallel.copies import TorchCopies, copies_of
 from hetsched.parallel.data import sum_gradients
 from hetsched.runtime.report import gather_objects
 from hetsched.runtime.transport.nccl import BACKEND
@@ -41,11 +42,16 @@ def by_all_reduce(parameters: Sequence[nn.Parameter], *, dtype: torch.dtype | No
     torch._foreach_copy_(gradients, [part.view_as(of) for part, of in zip(parts, gradients, strict=True)])
 
 
-WAYS: dict[str, Way] = {
-    "hetsched": lambda parameters: sum_gradients(parameters, dist.group.WORLD),
-    "all-reduce in float32": partial(by_all_reduce, dtype=torch.float32),
-    "all-reduce in their dtype": by_all_reduce,
-}
+def ways() -> dict[str, Way]:
+    """All of them, on this rank's GPU; what connects them is made here."""
+    group = dist.group.WORLD
+    assert group is not None
+    return {
+        "hetsched": partial(sum_gradients, copies=copies_of(group, device=torch.device("cuda", dist.get_rank()))),
+        "hetsched, torch's collectives": partial(sum_gradients, copies=TorchCopies(group)),
+        "all-reduce in float32": partial(by_all_reduce, dtype=torch.float32),
+        "all-reduce in their dtype": by_all_reduce,
+    }
 
 
 class Case:
@@ -107,7 +113,7 @@ def work(args: argparse.Namespace) -> None:
     """One rank."""
     torch.cuda.set_device(dist.get_rank())
     case = Case(args.million, getattr(torch, args.dtype))
-    for name, way in WAYS.items():
+    for name, way in ways().items():
         error = max(gather_objects(case.error(way), group=None))
         times = [max(gather_objects(case.milliseconds(way), group=None)) for _ in range(args.warmup + args.repeats)]
         median, host = (round(float(x), 3) for x in np.median(times[args.warmup :], axis=0))

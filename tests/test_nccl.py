@@ -11,11 +11,11 @@ import torch
 import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from hetsched.parallel.nccl_calls import Communicator
 from hetsched.runtime.events import EventPool
 from hetsched.runtime.exchange import Channel, Message, StepSetup, Transfer, Wire
 from hetsched.runtime.transport.links import Link
 from hetsched.runtime.transport.nccl import NcclCarrier, NcclWork
-from hetsched.runtime.transport.nccl_calls import Communicator
 
 RANK, DEVICE = 3, torch.device("cuda", 1)
 OUT, INTO = (

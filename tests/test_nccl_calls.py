@@ -14,14 +14,14 @@ import pytest
 import torch
 
 from hetsched.errors import JobError
-from hetsched.runtime.transport import nccl_calls
-from hetsched.runtime.transport.nccl_calls import Communicator
+from hetsched.parallel import nccl_calls
+from hetsched.parallel.nccl_calls import Communicator
 
 NOTES = r"""
 #include <stddef.h>
 #include <stdio.h>
 #include <string.h>
-static char said[4096];
+static char said[8192];
 int refused = 0, later = 0, at_end = 0, at_question = 0;
 static int note(const char* text) { strcat(said, text); return strstr(text, "of 13 ") ? refused : 0; }
 static int moved(const char* verb, void* rows, size_t count, int type, int peer, void* comm, void* stream) {
@@ -34,6 +34,16 @@ int ncclGroupStart(void) { return note("start\n"); }
 int ncclGroupEnd(void) { note("end\n"); return at_end; }
 int ncclSend(void* a, size_t n, int t, int p, void* c, void* s) { return moved("send", a, n, t, p, c, s); }
 int ncclRecv(void* a, size_t n, int t, int p, void* c, void* s) { return moved("receive", a, n, t, p, c, s); }
+int ncclAllGather(void* a, void* to, size_t n, int t, void* c, void* s) {
+  char text[256];
+  sprintf(text, "gather %p to %p, %zu type %d by %p on %p\n", a, to, n, t, c, s);
+  return note(text);
+}
+int ncclAllReduce(void* a, void* to, size_t n, int t, int op, void* c, void* s) {
+  char text[256];
+  sprintf(text, "reduce %p to %p, %zu type %d by %d, %p on %p\n", a, to, n, t, op, c, s);
+  return note(text);
+}
 int ncclCommGetAsyncError(void* comm, int* state) {
   static int num_asked = 0;
   char text[64];
@@ -92,6 +102,33 @@ def test_rows_for_one_rank_need_no_group(library: Path, is_send: bool) -> None:
     assert said.startswith("send" if is_send else "receive")
 
 
+def test_parts_go_to_all_ranks_within_one_group(library: Path) -> None:
+    built = build(library, NOTES)
+    Communicator(COMM).all_to_all(ADDRESS, ADDRESS + 2 * MANY, MANY, STREAM, num_ranks=2)
+    end = f"by {COMM:#x} on {STREAM:#x}"
+    assert said_by(built) == [
+        "start",
+        f"send {ADDRESS:#x} of {MANY} type 0 peer 0 {end}",
+        f"receive {ADDRESS + 2 * MANY:#x} of {MANY} type 0 peer 0 {end}",
+        f"send {ADDRESS + MANY:#x} of {MANY} type 0 peer 1 {end}",
+        f"receive {ADDRESS + 3 * MANY:#x} of {MANY} type 0 peer 1 {end}",
+        "end",
+    ]
+
+
+def test_collectives_are_one_call_each(library: Path) -> None:
+    built = build(library, NOTES)
+    communicator = Communicator(COMM)
+    communicator.all_gather(ADDRESS, ADDRESS + MANY, MANY, STREAM)
+    communicator.all_reduce(ADDRESS, MANY, torch.float32, STREAM)
+    communicator.all_reduce(ADDRESS, MANY, torch.float64, STREAM)
+    assert said_by(built) == [
+        f"gather {ADDRESS:#x} to {ADDRESS + MANY:#x}, {MANY} type 0 by {COMM:#x} on {STREAM:#x}",
+        f"reduce {ADDRESS:#x} to {ADDRESS:#x}, {MANY} type 7 by 0, {COMM:#x} on {STREAM:#x}",
+        f"reduce {ADDRESS:#x} to {ADDRESS:#x}, {MANY} type 8 by 0, {COMM:#x} on {STREAM:#x}",
+    ]
+
+
 def answer(built: Any, **results: int) -> None:
     """Have calls answered otherwise than with 0.
 
@@ -111,6 +148,19 @@ def test_what_nccl_refuses_is_told_and_its_group_is_ended(library: Path, refused
     with pytest.raises(JobError, match="NCCL: invalid usage"):
         Communicator(COMM).move([(ADDRESS, 13, 3), (ADDRESS, 12, 1)], STREAM, is_send=True)
     assert said_by(built)[-1] == "end"
+
+
+@pytest.mark.parametrize("name", ["all_to_all", "all_gather", "all_reduce"])
+def test_a_collective_that_nccl_refuses_is_told(library: Path, name: str) -> None:
+    answer(build(library, NOTES.replace('"of 13 "', '" 13 type "')), refused=5)
+    communicator = Communicator(COMM)
+    calls = {
+        "all_to_all": lambda: communicator.all_to_all(ADDRESS, ADDRESS, 13, STREAM, num_ranks=2),
+        "all_gather": lambda: communicator.all_gather(ADDRESS, ADDRESS, 13, STREAM),
+        "all_reduce": lambda: communicator.all_reduce(ADDRESS, 13, torch.float32, STREAM),
+    }
+    with pytest.raises(JobError, match="NCCL: invalid usage"):
+        calls[name]()
 
 
 @pytest.mark.parametrize(("refused", "num_asked"), [(None, 3), ("later", 3), ("at_question", 1)])

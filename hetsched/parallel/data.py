@@ -6,34 +6,33 @@ from collections.abc import Iterable, Sequence
 from functools import reduce
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-# torch 2.13 calls it all_gather_single, and warns of the name that 2.11 has.
-_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+from hetsched.parallel.copies import Copies
+
 _ALIGNED = 64
 """Values of which a rank's part is a multiple, so that NCCL moves whole cache lines."""
 
 
-def sum_gradients(parameters: Iterable[nn.Parameter], group: dist.ProcessGroup | None) -> None:
-    """Sum ``.grad`` of every trained parameter of a stage over ``group``, in float32 or wider, all together.
+def sum_gradients(parameters: Iterable[nn.Parameter], copies: Copies | None) -> None:
+    """Sum ``.grad`` of every trained parameter of a stage over its copies, in float32 or wider, all together.
 
     A rank that did no work for a parameter takes part with zeros. Nothing is averaged: the loss is already
     divided by the weight of the global batch.
 
     Args:
-        parameters: of the stage, the same in the same order on all ranks of the group; those not trained are left out.
-        group: the ranks that hold a copy; None where there is only one.
+        parameters: of the stage, the same in the same order on all ranks that hold it; those not trained are left out.
+        copies: the ranks that do; None where there is only one.
     """
     gradients = [_gradient(p) for p in parameters if p.requires_grad]
-    if group is None or not gradients:
+    if copies is None or not gradients:
         return
     # One launch for all parameters instead of one for each: there are hundreds, and the GPU waits for the host here.
-    together = _together(gradients, multiple=dist.get_world_size(group) * _ALIGNED)
+    together = _together(gradients, multiple=copies.num_ranks * _ALIGNED)
     if together.itemsize < torch.float32.itemsize:
-        _sum_in_parts(together, group)
+        _sum_in_parts(together, copies)
     else:
-        dist.all_reduce(together, group=group)
+        copies.all_reduce(together)
     sizes = [gradient.numel() for gradient in gradients]
     parts = torch.split(together[: sum(sizes)], sizes)
     torch._foreach_copy_(gradients, [part.view_as(of) for part, of in zip(parts, gradients, strict=True)])
@@ -54,18 +53,17 @@ def _together(gradients: Sequence[Tensor], *, multiple: int) -> Tensor:
     return together
 
 
-def _sum_in_parts(values: Tensor, group: dist.ProcessGroup) -> None:
-    """Sum 16-bit values over a group in place, added up in float32 and rounded once.
+def _sum_in_parts(values: Tensor, copies: Copies) -> None:
+    """Sum 16-bit values over copies in place, added up in float32 and rounded once.
 
     Each rank adds up one part and gives the others its sum. What travels has 16 bits, half of what a sum in float32
     would send.
 
     Args:
         values: ``[n]`` on each rank; n is a multiple of the number of ranks.
-        group: the ranks.
+        copies: the ranks.
     """
     of_ranks = torch.empty_like(values)
-    # As bytes: what is only moved needs no dtype that the backend knows.
-    dist.all_to_all_single(of_ranks.view(torch.uint8), values.view(torch.uint8), group=group)
-    sums = of_ranks.view(dist.get_world_size(group), -1).sum(0, dtype=torch.float32).to(values.dtype)
-    _all_gather(values.view(torch.uint8), sums.view(torch.uint8), group=group)
+    copies.all_to_all(of_ranks, values)
+    sums = of_ranks.view(copies.num_ranks, -1).sum(0, dtype=torch.float32).to(values.dtype)
+    copies.all_gather(values, sums)

@@ -13,11 +13,11 @@ import torch.distributed as dist
 from hetsched.errors import JobError, PlanError
 from hetsched.graph import make_topology
 from hetsched.kernels.put import library
+from hetsched.parallel import nccl_calls
 from hetsched.parallel.host import this_host
 from hetsched.plan import Plan
 from hetsched.runtime.channels import Channels
 from hetsched.runtime.report import gather_objects, name_ranks
-from hetsched.runtime.transport import nccl_calls
 from hetsched.runtime.transport.links import is_within_host, make_links
 from hetsched.runtime.transport.nccl import BACKEND
 from hetsched.runtime.transport.streamed import check_queues

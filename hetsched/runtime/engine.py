@@ -14,6 +14,7 @@ from hetsched.batch import Batch
 from hetsched.errors import DataError
 from hetsched.graph import make_topology
 from hetsched.ops import take_fault
+from hetsched.parallel.copies import copies_of
 from hetsched.parallel.data import sum_gradients
 from hetsched.plan import Plan
 from hetsched.runtime.agreement import check_copies, check_launch
@@ -89,6 +90,7 @@ class Engine:
         self._meters = {name: ContextMeter(self.recorder) for name in plan.modules}
         self._meshes = make_meshes(plan.grids, device_type=self.device.type)
         self._groups = make_groups(plan.grids)
+        self._copies = {name: copies_of(of.copies, device=self.device) for name, of in self._groups.items()}
         self.stages: dict[tuple[str, int], nn.Module] = {}
         for name, grid in plan.grids.items():
             if self.rank in grid:
@@ -242,7 +244,7 @@ class Engine:
         return module
 
     def _reduce(self, name: str, parameters: Sequence[nn.Parameter]) -> None:
-        sum_gradients(parameters, self._groups[name].copies)
+        sum_gradients(parameters, self._copies[name])
 
     def _prepare(self, batch: Batch, *, is_training: bool) -> Prepared:
         if not isinstance(batch, Batch):

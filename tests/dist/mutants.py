@@ -8,9 +8,9 @@ from typing import Any
 from unittest import mock
 
 import torch
-import torch.distributed as dist
 
 from hetsched.parallel import data
+from hetsched.parallel.copies import Copies
 from hetsched.runtime import engine
 from hetsched.runtime.arriving import Arriving, Summed
 from hetsched.runtime.exchange import Exchange
@@ -28,11 +28,11 @@ def apply_mutant(name: str | None) -> Callable[[], None]:
 
 
 def _averaged_over_dp() -> Any:
-    def averaged(parameters: Sequence[torch.nn.Parameter], group: dist.ProcessGroup | None) -> None:
-        data.sum_gradients(parameters, group)
+    def averaged(parameters: Sequence[torch.nn.Parameter], copies: Copies | None) -> None:
+        data.sum_gradients(parameters, copies)
         for p in parameters:
-            if group is not None and p.grad is not None:
-                p.grad /= dist.get_world_size(group)
+            if copies is not None and p.grad is not None:
+                p.grad /= copies.num_ranks
 
     return mock.patch.object(engine, "sum_gradients", averaged)
 

@@ -12,12 +12,12 @@ import torch.distributed as dist
 
 from hetsched.errors import PlanError
 from hetsched.kernels.put import library
+from hetsched.parallel import nccl_calls
 from hetsched.plan import parse_plan
 from hetsched.runtime import device
 from hetsched.runtime.channels import Channels
 from hetsched.runtime.device import Seat, check_devices, what_is_wrong
 from hetsched.runtime.exchange import Channel, Message, Transfer, Wire
-from hetsched.runtime.transport import nccl_calls
 from hetsched.runtime.transport.links import Link
 from hetsched.runtime.transport.pending import Pending, what_is_missing
 from hetsched.runtime.transport.streamed import check_queues

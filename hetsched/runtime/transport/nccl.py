@@ -13,11 +13,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from hetsched.parallel.nccl_calls import Communicator
 from hetsched.runtime.events import Event, EventPool
 from hetsched.runtime.exchange import Message, StepSetup, Transfer
 from hetsched.runtime.transport.links import Link
 from hetsched.runtime.transport.memory import OwnMemory
-from hetsched.runtime.transport.nccl_calls import Communicator
 
 BACKEND = "cpu:gloo,cuda:nccl"
 """For init_process_group: the ranks exchange losses and descriptions over gloo, sums of gradients over NCCL."""

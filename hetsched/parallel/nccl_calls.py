@@ -1,4 +1,4 @@
-"""NCCL's own functions, on the communicators of torch's process groups: torch's sends take the host twice as long.
+"""NCCL's own functions, on the communicators of torch's process groups: torch's calls take the host twice as long.
 
 The functions are looked up in ``libtorch_cuda.so``, which has loaded the NCCL that torch calls, wherever that lies.
 Process groups know nothing of what is moved here: the step's own watchdog ends a process that stands still.
@@ -18,8 +18,10 @@ import torch.distributed as dist
 from hetsched.errors import JobError
 
 _TORCH_LIBRARY = Path(torch.__file__).parent / "lib" / "libtorch_cuda.so"
-_BYTE = 0
-"""``ncclInt8``."""
+_BYTE, _SUM = 0, 0
+"""``ncclInt8`` and ``ncclSum``."""
+_TYPES = {torch.float32: 7, torch.float64: 8}
+"""NCCL's names of what it adds up here."""
 _SUCCESS, _IN_PROGRESS = 0, 7
 _POINTER = ctypes.c_void_p
 
@@ -41,6 +43,9 @@ def functions() -> Any:
     for move in (found.ncclSend, found.ncclRecv):
         # Rows, their number, what one is, the place of the peer, communicator, stream.
         move.argtypes = (_POINTER, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, _POINTER, _POINTER)
+    # Values, where the result goes, their number, what one is, how they are added up, communicator, stream.
+    found.ncclAllReduce.argtypes = (_POINTER, *move.argtypes[:2], ctypes.c_int, ctypes.c_int, _POINTER, _POINTER)
+    found.ncclAllGather.argtypes = (_POINTER, *move.argtypes[:2], ctypes.c_int, _POINTER, _POINTER)
     for bracket in (found.ncclGroupStart, found.ncclGroupEnd):
         bracket.argtypes = ()
     found.ncclCommGetAsyncError.argtypes = (_POINTER, ctypes.POINTER(ctypes.c_int))
@@ -91,6 +96,60 @@ class Communicator:
         results += [move(address, num_bytes, _BYTE, place, handle, stream) for address, num_bytes, place in rows]
         if is_group:
             results.append(calls.ncclGroupEnd())
+        self._check_all(results)
+
+    def all_to_all(self, sent: int, received: int, part_bytes: int, stream: int, *, num_ranks: int) -> None:
+        """Part i of every rank's memory to rank i, which receives them by the places of the ranks.
+
+        Args:
+            sent: address of what is sent, ``[num_ranks, part_bytes]``.
+            received: of where parts are received, of the same shape.
+            part_bytes: of a part.
+            stream: as in ``move``.
+            num_ranks: of the group.
+
+        Raises:
+            JobError: NCCL refuses.
+        """
+        calls, handle = self._functions, self._handle
+        results = [calls.ncclGroupStart()]
+        for place in range(num_ranks):
+            first = place * part_bytes
+            results.append(calls.ncclSend(sent + first, part_bytes, _BYTE, place, handle, stream))
+            results.append(calls.ncclRecv(received + first, part_bytes, _BYTE, place, handle, stream))
+        results.append(calls.ncclGroupEnd())
+        self._check_all(results)
+
+    def all_gather(self, part: int, whole: int, part_bytes: int, stream: int) -> None:
+        """Every rank's part to all of them, one after the other by the places of the ranks.
+
+        Args:
+            part: address of this rank's.
+            whole: of where all of them go.
+            part_bytes: of one part.
+            stream: as in ``move``.
+
+        Raises:
+            JobError: NCCL refuses.
+        """
+        self._check_all([self._functions.ncclAllGather(part, whole, part_bytes, _BYTE, self._handle, stream)])
+
+    def all_reduce(self, values: int, num_values: int, dtype: torch.dtype, stream: int) -> None:
+        """The sum over the ranks, in place.
+
+        Args:
+            values: their address.
+            num_values: on each rank.
+            dtype: float32 or float64.
+            stream: as in ``move``.
+
+        Raises:
+            JobError: NCCL refuses.
+        """
+        add = self._functions.ncclAllReduce
+        self._check_all([add(values, values, num_values, _TYPES[dtype], _SUM, self._handle, stream)])
+
+    def _check_all(self, results: Sequence[int]) -> None:
         for result in results:
             if result != _SUCCESS:
                 self._check(self._settled() if result == _IN_PROGRESS else result)
