@@ -14,7 +14,7 @@ from hetsched.errors import PlanError
 from hetsched.kernels.put import library
 from hetsched.parallel import nccl_calls
 from hetsched.plan import parse_plan
-from hetsched.runtime import device
+from hetsched.runtime import agreement, device
 from hetsched.runtime.channels import Channels
 from hetsched.runtime.device import Seat, check_devices, what_is_wrong
 from hetsched.runtime.exchange import Channel, Message, Transfer, Wire
@@ -27,6 +27,7 @@ from tests.dist.faulty import start_with
 from tests.dist.plans import make_plan, plan_text
 from tests.dist.pool import Pool
 from tests.dist.test_curves import PLACEMENTS, plan_of
+from tests.gpu import shared_gpus
 
 COLOCATED = dict(vision="first_rank = 0\nlayout.dp = 2", llm="first_rank = 0\nlayout.pp = 2", world_size=2)
 
@@ -72,6 +73,13 @@ def test_a_transport_whose_functions_are_missing_is_refused(
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
     with pytest.raises(PlanError, match=rf'transport = "{transport}": it is not there\n.*\n  fix: .*"gloo"'):
         check_devices(replace(make_plan(**COLOCATED), transport=transport))
+
+
+def test_what_tests_of_shared_gpus_replace_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They run where there are GPUs only, and would not tell before that it has moved."""
+    monkeypatch.setattr(shared_gpus, "prepare_environment", lambda: None)
+    with shared_gpus.shared_gpus():
+        assert agreement.check_ranks(make_plan(**COLOCATED)) == ["here", "here"]
 
 
 @pytest.mark.skipif(dist.is_nccl_available(), reason="this torch has NCCL")

@@ -12,7 +12,7 @@ from unittest import mock
 
 import torch
 
-from hetsched.runtime import engine
+from hetsched.runtime import agreement, engine
 from hetsched.runtime.transport.streamed import prepare_environment
 
 BACKEND = "cpu:gloo,cuda:gloo"
@@ -31,7 +31,7 @@ def shared_gpus() -> Iterator[None]:
     """Engines in this process take the GPU that they are given; before anything uses it."""
     prepare_environment()
     with (
-        mock.patch.object(engine, "check_ranks", lambda plan: ["here"] * plan.world_size),
+        mock.patch.object(agreement, "check_ranks", lambda plan: ["here"] * plan.world_size),
         mock.patch.object(engine, "use_device", lambda plan, rank: device_of(rank)),
     ):
         yield
