@@ -79,7 +79,7 @@ def test_what_tests_of_shared_gpus_replace_is_there(monkeypatch: pytest.MonkeyPa
     """They run where there are GPUs only, and would not tell before that it has moved."""
     monkeypatch.setattr(shared_gpus, "prepare_environment", lambda: None)
     with shared_gpus.shared_gpus():
-        assert agreement.check_ranks(make_plan(**COLOCATED)) == ["here", "here"]
+        assert agreement.check_ranks(replace(make_plan(**COLOCATED), transport="peer")) == ["here", "here"]
 
 
 @pytest.mark.skipif(dist.is_nccl_available(), reason="this torch has NCCL")

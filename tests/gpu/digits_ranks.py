@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import gc
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,22 +27,29 @@ def save_losses(plans: Sequence[Plan], folder: Path) -> None:
             torch.save(losses, folder / f"{plan.name}.pt")
 
 
-def save_gradients(plan: Plan, folder: Path) -> None:
-    """Gradients before clipping of a few steps, on this rank; leaves ``<name>-<transport>-<rank>.pt``."""
+def save_gradients(plans: Sequence[Plan], folder: Path) -> None:
+    """Gradients before clipping of a few steps, on this rank; leaves ``<name>-<transport>-<rank>.pt`` of each plan."""
+    for plan in plans:
+        torch.save(gradients_of(plan), folder / f"{plan.name}-{plan.transport}-{dist.get_rank()}.pt")
+        # Giving up an engine's symmetric memory waits for the device, so not in the middle of a step.
+        gc.collect()
+
+
+def gradients_of(plan: Plan) -> list[dict[str, torch.Tensor]]:
+    """By step, and by the parameter's name."""
     assert plan.training is not None
-    unclipped = replace(plan, training=replace(plan.training, clip_grad_norm=None))
-    trainer = Trainer(unclipped)
-    steps: list[dict[str, torch.Tensor]] = []
+    trainer = Trainer(replace(plan, training=replace(plan.training, clip_grad_norm=None)))
+    steps = []
 
     def keep(*_: object) -> None:
         named = trainer.engine.named_parameters()
         steps.append({name: p.grad.cpu().clone() for name, p in named if p.grad is not None})
 
     trainer.train(NUM_STEPS, after_step=keep)
-    torch.save(steps, folder / f"{plan.name}-{plan.transport}-{dist.get_rank()}.pt")
+    return steps
 
 
-def save_gradients_sharing(plan: Plan, folder: Path) -> None:
-    """As ``save_gradients``, where ranks share GPUs."""
+def sharing(save: Callable[..., None], *args: object) -> None:
+    """One of the above, where ranks share GPUs."""
     with shared_gpus():
-        save_gradients(plan, folder)
+        save(*args)

@@ -101,7 +101,7 @@ class _Ranks:
 
     def __init__(self, *, in_turns: bool, reads_late: bool) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
-        device = device_of(self.rank)
+        device = device_of(self.rank, num_ranks=self.size)
         random.seed(self.rank)
         self.in_turns, self.reads_late = in_turns, reads_late
         self.wires = [Wire(c.tag, *ends, "") for c in CHANNELS for ends in permutations(range(self.size), 2)]

@@ -66,7 +66,7 @@ ROUNDS = (
         Run(("peer", "memcheck")),
     ),
     (Run(("timeline",)),),
-    (Run(("context",)), Run(("digits", "sums")), Run(("pack_put",))),
+    (Run(("context",)), Run(("digits",)), Run(("pack_put", "sums"))),
     (Run(("context_pull",)),),
 )
 

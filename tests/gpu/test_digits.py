@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -14,13 +16,16 @@ from hetsched.kernels.put import library
 from hetsched.plan import Plan, load_plan, parse_plan
 from hetsched.runtime.transport.nccl import BACKEND
 from hetsched.train.launch import launch
-from tests.gpu.digits_ranks import NUM_STEPS, save_gradients, save_gradients_sharing, save_losses
-from tests.gpu.shared_gpus import BACKEND as SHARED_BACKEND
+from tests.gpu.digits_ranks import NUM_STEPS, save_gradients, save_losses, sharing
 
 NUM_GPUS = torch.cuda.device_count()
-pytestmark = pytest.mark.skipif(NUM_GPUS < 2 or not dist.is_nccl_available(), reason="needs two GPUs and NCCL")
+pytestmark = pytest.mark.skipif(NUM_GPUS < 1 or not dist.is_nccl_available(), reason="needs a GPU and NCCL")
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "digits"
+DEMO = {path.stem: replace(load_plan(path), dtype="float64") for path in sorted(EXAMPLES.glob("*.toml"))}
+DEMO_RANKS = 4
+Gradients = list[dict[str, torch.Tensor]]
+"""By step, and by the parameter's name."""
 TOLERANCE = 1e-10
 PLAN = """
 name = "{name}"
@@ -60,6 +65,13 @@ def plan_of(name: str, *, world_size: int, llm: str, microbatches: int = 2) -> P
     return parse_plan(PLAN.format(name=name, world_size=world_size, llm=llm, microbatches=microbatches))
 
 
+def run_on_gpus(save: Callable[..., None], *args: object, num_ranks: int) -> None:
+    """Start ranks that each have a GPU, or share them where they are more."""
+    if num_ranks > NUM_GPUS:
+        save, args = sharing, (save, *args)
+    launch(save, *args, num_ranks=num_ranks, backend=BACKEND)
+
+
 @pytest.fixture(scope="module")
 def one_gpu(tmp_path_factory: pytest.TempPathFactory) -> torch.Tensor:
     """Losses of runs on one GPU that differ in rounding alone, ``[runs, steps]``: they add up in another order."""
@@ -69,21 +81,28 @@ def one_gpu(tmp_path_factory: pytest.TempPathFactory) -> torch.Tensor:
     return torch.tensor([torch.load(folder / f"{plan.name}.pt") for plan in plans], dtype=torch.float64)
 
 
+@pytest.fixture(scope="module")
+def cut(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with the losses of all context-parallel layouts: one start for each number of ranks."""
+    folder = tmp_path_factory.mktemp("cut")
+    for num_ranks in sorted({ranks for ranks, _ in LAYOUTS.values()}):
+        plans = [
+            plan_of(name, world_size=num_ranks, llm=f"{layout}, shortest_cut = 16")
+            for name, (ranks, layout) in LAYOUTS.items()
+            if ranks == num_ranks
+        ]
+        run_on_gpus(save_losses, plans, folder, num_ranks=num_ranks)
+    return folder
+
+
 def distance(a: torch.Tensor, b: torch.Tensor) -> float:
     """How far two loss curves are apart at most, relative to the second."""
     return float(((a - b).abs() / b).max())
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_context_parallel_losses_stay_within_the_spread_of_one_gpu(
-    name: str, one_gpu: torch.Tensor, tmp_path: Path
-) -> None:
-    world_size, layout = LAYOUTS[name]
-    if world_size > NUM_GPUS:
-        pytest.skip(f"needs {world_size} GPUs")
-    plan = plan_of(name, world_size=world_size, llm=f"{layout}, shortest_cut = 16")
-    launch(save_losses, [plan], tmp_path, num_ranks=world_size, backend=BACKEND)
-    found = torch.tensor(torch.load(tmp_path / f"{name}.pt"), dtype=torch.float64)
+def test_context_parallel_losses_stay_within_the_spread_of_one_gpu(name: str, one_gpu: torch.Tensor, cut: Path) -> None:
+    found = torch.tensor(torch.load(cut / f"{name}.pt"), dtype=torch.float64)
     first, last = found[:5].mean(), found[-5:].mean()
     assert last / first < 0.8, "it does not learn"
     spread = max(distance(a, b) for a in one_gpu for b in one_gpu)
@@ -91,25 +110,38 @@ def test_context_parallel_losses_stay_within_the_spread_of_one_gpu(
     assert off <= spread, (off, spread)
 
 
+@pytest.fixture(scope="module")
+def gradients(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str, int], Gradients]:
+    """What the demo's plans gave, by plan, transport and rank: one start for each transport that is asked for."""
+    folder = tmp_path_factory.mktemp("gradients")
+
+    @cache
+    def start(transport: Literal["gloo", "nccl", "peer"]) -> None:
+        plans = [replace(plan, transport=transport) for plan in DEMO.values()]
+        if transport == "gloo":
+            launch(save_gradients, plans, folder, num_ranks=DEMO_RANKS)
+        else:
+            run_on_gpus(save_gradients, plans, folder, num_ranks=DEMO_RANKS)
+
+    def of(name: str, transport: Literal["gloo", "nccl", "peer"], rank: int) -> Gradients:
+        start(transport)
+        return torch.load(folder / f"{name}-{transport}-{rank}.pt")
+
+    return of
+
+
 @pytest.mark.parametrize("transport", ["nccl", "peer"])
-@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.toml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("name", DEMO)
 def test_the_demos_plans_have_the_gradients_of_gloo(
-    path: Path, transport: Literal["nccl", "peer"], tmp_path: Path
+    name: str, transport: str, gradients: Callable[[str, str, int], Gradients]
 ) -> None:
     if transport == "peer" and (reason := library.missing()) is not None:
         pytest.skip(reason)
-    plan = replace(load_plan(path), dtype="float64")
-    is_shared = plan.world_size > NUM_GPUS
-    if is_shared and (transport == "nccl" or any(module.layout.cp > 1 for module in plan.modules.values())):
-        pytest.skip(f"needs {plan.world_size} GPUs: ranks of NCCL, or of context parallelism, share none")
-    launch(save_gradients, plan, tmp_path, num_ranks=plan.world_size)
-    save, backend = (save_gradients_sharing, SHARED_BACKEND) if is_shared else (save_gradients, BACKEND)
-    launch(save, replace(plan, transport=transport), tmp_path, num_ranks=plan.world_size, backend=backend)
-    for rank in range(plan.world_size):
-        want, found = (torch.load(tmp_path / f"{plan.name}-{way}-{rank}.pt") for way in ("gloo", transport))
+    for rank in range(DEMO_RANKS):
+        want, found = (gradients(name, way, rank) for way in ("gloo", transport))
         assert len(want) == len(found) == NUM_STEPS
         for ours, theirs in zip(found, want, strict=True):
             assert ours.keys() == theirs.keys()
-            for name, gradient in ours.items():
-                error = float((gradient - theirs[name]).abs().max() / theirs[name].abs().max())
-                assert error <= TOLERANCE, (rank, name, error)
+            for parameter, gradient in ours.items():
+                error = float((gradient - theirs[parameter]).abs().max() / theirs[parameter].abs().max())
+                assert error <= TOLERANCE, (rank, parameter, error)
