@@ -21,7 +21,7 @@ from hetsched.train.launch import launch
 from tests.dist.plans import make_plan
 from tests.dist.test_curves import PLACEMENTS, plan_of
 from tests.dist.test_parity import STAGE0, check_against, expected, layout
-from tests.gpu.transport_ranks import die_in_a_step, train_all, train_both_ways, train_digits
+from tests.gpu.transport_ranks import die_in_a_step, die_in_a_sum, train_all, train_both_ways, train_digits
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.device_count() < 2 or not dist.is_nccl_available(), reason="needs two GPUs and NCCL"
@@ -128,6 +128,17 @@ def test_a_dead_peer_is_named_with_its_edge_and_microbatch(
     assert "rank 1: ended with exit code 9" in str(raised.value), raised.value
     what = rf"rank 0: JobError: llm stages 0 and 1, backward, microbatch \d: {said}"
     assert re.search(what, str(raised.value)), raised.value
+
+
+def test_a_peer_that_is_missing_in_a_sum_is_told(
+    transport: Literal["nccl", "peer"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launcher, "GRACE_S", 3 * TIMEOUT_S)
+    with pytest.raises(JobError) as raised:
+        launch(die_in_a_sum, plan_named("colocated", transport), TIMEOUT_S, num_ranks=2, backend=BACKEND)
+    assert "rank 1: ended with exit code 9" in str(raised.value), raised.value
+    said = r"rank 0: JobError: rank 0: the step stood still for 6 s: a rank is missing in a sum of gradients"
+    assert re.search(said, str(raised.value)), raised.value
 
 
 def test_two_ranks_on_one_gpu_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

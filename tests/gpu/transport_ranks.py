@@ -74,6 +74,17 @@ def die_in_a_step(plan: Plan, timeout_s: float, num_before: int, is_held: bool) 
     engine.step(batch)
 
 
+def die_in_a_sum(plan: Plan, timeout_s: float) -> None:
+    """After two good steps rank 1 ends where the gradients of the encoder's replicas are summed."""
+    engine = Engine(plan, builders(plan), timeout_s=timeout_s)
+    batch = Batch.of(source_of(plan, "many"), batches("many")[0])
+    for _ in range(2):
+        engine.step(batch)
+    if dist.get_rank() == 1:
+        engine._executor._reduce = lambda *_: os._exit(9)
+    engine.step(batch)
+
+
 def train_both_ways(plan: Plan, folder: Path) -> None:
     """One step three times; leaves for each whether the hosts carried its messages, its loss and gradients."""
     engine = Engine(plan, builders(plan), timeout_s=60.0)
