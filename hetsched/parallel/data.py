@@ -47,7 +47,7 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
 def _together(gradients: Sequence[Tensor], *, multiple: int) -> Tensor:
     """All of them in one dtype, one after the other, and memory behind them up to a multiple of so many values."""
     num_values = sum(gradient.numel() for gradient in gradients)
-    dtype = reduce(torch.promote_types, (gradient.dtype for gradient in gradients))
+    dtype = reduce(torch.promote_types, {gradient.dtype for gradient in gradients})
     together = gradients[0].new_empty(-(-num_values // multiple) * multiple, dtype=dtype)
     torch.cat([gradient.reshape(-1) for gradient in gradients], out=together[:num_values])
     return together
