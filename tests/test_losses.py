@@ -34,5 +34,12 @@ def test_the_gradient_is_that_of_the_divided_loss(dtype: torch.dtype) -> None:
     assert torch.equal(found, wanted)
 
 
+def test_a_gradient_has_the_dtype_of_its_loss() -> None:
+    losses = Losses(3.0)
+    for dtype in (torch.bfloat16, torch.float64, torch.float64, torch.bfloat16):
+        gradient = losses.gradient_of(torch.ones((), dtype=dtype, requires_grad=True))
+        assert gradient is not None and torch.equal(gradient, torch.ones((), dtype=dtype) / 3.0)
+
+
 def test_a_loss_that_nobody_trains_has_no_gradient() -> None:
     assert Losses(2.0).gradient_of(torch.tensor(1.0)) is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 
 import torch
 import torch.distributed as dist
@@ -14,6 +15,7 @@ from hetsched.plan import Plan
 from hetsched.plan.words import counted
 from hetsched.runtime.device import check_ranks
 from hetsched.runtime.mesh import ModuleGroups
+from hetsched.runtime.parameters import Stages
 from hetsched.runtime.report import gather_objects
 
 _SAME = 1e-6
@@ -63,7 +65,7 @@ def check_launch(plan: Plan, modules: Sequence[str]) -> Sequence[str] | None:
     return check_ranks(plan)
 
 
-def check_copies(stages: Mapping[tuple[str, int], nn.Module], groups: Mapping[str, ModuleGroups]) -> None:
+def check_copies(stages: Stages, groups: Mapping[str, ModuleGroups]) -> None:
     """Compare the parameters of stages with those of their copies on other ranks; every rank calls this.
 
     Args:
@@ -71,14 +73,54 @@ def check_copies(stages: Mapping[tuple[str, int], nn.Module], groups: Mapping[st
         groups: of the modules.
 
     Raises:
-        JobError: on every rank, where copies differ in the sum of a parameter's values.
+        JobError: on every rank, where copies have other parameters, or differ in the sum of a parameter's values.
     """
-    problems = dict.fromkeys(of for of in gather_objects(_unequal(stages, groups), group=None) if of is not None)
+    # First what they are: to add up what does not fit together would never end, or end wrongly.
+    every = gather_objects({key: _described(stage) for key, stage in stages.items()}, group=None)
+    _tell(_unlike(stages, groups, every))
+    _tell(_unequal(stages, groups))
+
+
+def _tell(problem: str | None) -> None:
+    problems = dict.fromkeys(of for of in gather_objects(problem, group=None) if of is not None)
     if problems:
         raise JobError(f"{', '.join(problems)}; build copies from the same seed, or load them")
 
 
-def _unequal(stages: Mapping[tuple[str, int], nn.Module], groups: Mapping[str, ModuleGroups]) -> str | None:
+_Description = list[tuple[str, tuple[int, ...], bool]]
+"""Name, shape and whether it is trained, of each parameter in order."""
+
+
+def _described(stage: nn.Module) -> _Description:
+    return [(name, tuple(p.shape), p.requires_grad) for name, p in stage.named_parameters()]
+
+
+def _unlike(
+    stages: Stages, groups: Mapping[str, ModuleGroups], every: Sequence[Mapping[tuple[str, int], _Description]]
+) -> str | None:
+    """A stage of this rank that has other parameters than a copy on a later rank."""
+    for (module, stage), built in stages.items():
+        group, mine, me = groups[module].copies, _described(built), dist.get_rank()
+        for rank in () if group is None else dist.get_process_group_ranks(group):
+            theirs = every[rank][module, stage]
+            if rank > me and theirs != mine:
+                ours, other = next((a, b) for a, b in zip_longest(mine, theirs) if a != b)
+                return (
+                    f"stage {stage} of module {module} has other parameters on rank {rank} than on rank {me}, "
+                    f"the first of them {_named(other)} in place of {_named(ours)}"
+                )
+    return None
+
+
+def _named(parameter: tuple[str, tuple[int, ...], bool] | None) -> str:
+    if parameter is None:
+        return "none"
+    name, shape, is_trained = parameter
+    return f"{name} {list(shape)}{'' if is_trained else ' (frozen)'}"
+
+
+def _unequal(stages: Stages, groups: Mapping[str, ModuleGroups]) -> str | None:
+    """A parameter of this rank whose values are not those of its copies."""
     found = None
     for (module, stage), built in stages.items():
         group, named = groups[module].copies, dict(built.named_parameters())

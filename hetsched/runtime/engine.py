@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from hetsched.batch import Batch
-from hetsched.errors import DataError
+from hetsched.errors import DataError, JobError
 from hetsched.graph import make_topology
 from hetsched.ops import take_fault
 from hetsched.parallel.copies import copies_of
@@ -30,6 +30,7 @@ from hetsched.runtime.measure.recorder import Recorder
 from hetsched.runtime.measure.trace import RankTrace, measured_timeline
 from hetsched.runtime.mesh import ModuleMesh, make_groups, make_meshes
 from hetsched.runtime.outputs import join_pieces, pieces_of
+from hetsched.runtime.parameters import ambiguous_name, own_parameters, tensor_names
 from hetsched.runtime.prepare import Prepared, prepare
 from hetsched.runtime.report import (
     EvaluationReport,
@@ -89,7 +90,9 @@ class Engine:
         self.recorder = Recorder(clock_of(self.device))
         self._meters = {name: ContextMeter(self.recorder) for name in plan.modules}
         self._meshes = make_meshes(plan.grids, device_type=self.device.type)
-        self._groups = make_groups(plan.grids)
+        timeout = timedelta(seconds=timeout_s)
+        # Only gloo's ranks wait in a sum; NCCL's wait on the GPU, for which the step's watchdog has a limit of its own.
+        self._groups = make_groups(plan.grids, timeout=timeout if self.device.type == "cpu" else None)
         self._copies = {name: copies_of(of.copies, device=self.device) for name, of in self._groups.items()}
         self.stages: dict[tuple[str, int], nn.Module] = {}
         for name, grid in plan.grids.items():
@@ -101,7 +104,6 @@ class Engine:
         self._channels, self._seen = Channels(plan), SeenShapes()
         _, self._lanes = make_topology(plan)
         self._lane = next(i for i, ranks in enumerate(self._lanes) if self.rank in ranks)
-        timeout = timedelta(seconds=timeout_s)
         self._transport = MeteredTransport(self._make_transport(timeout), self.recorder)
         checked = CheckedTransport(self._transport, timeout=timeout) if is_debug else self._transport
         self._is_debug, self._exchange = is_debug, Exchange(self.rank, checked, device=self.device)
@@ -115,7 +117,8 @@ class Engine:
         self._last_program: Program | None = None
         self._rooms: tuple[Program, StepRooms] | None = None
         self._upcoming: Prepared | None = None
-        self._copies_are_equal = False
+        self._copies_are_equal = self._has_failed = False
+        self._ambiguous = ambiguous_name(gather_objects(tensor_names(self.stages), group=None))
 
     def step(self, batch: Batch, *, upcoming: Batch | None = None) -> StepReport:
         """Forward, backward and gradient reduction of one batch, the same on every rank.
@@ -131,15 +134,21 @@ class Engine:
         Raises:
             DataError: on every rank, if any rank cannot use the data, or has another batch; names the sample. On one
                 rank, if a stage does not return what its contract says.
-            JobError: in the first step, if replicas of a stage differ.
+            JobError: in the first step, if replicas of a stage differ; or an earlier step ended in its middle.
             ValueError: a row operation met a bad id or placeholder. On a GPU, where kernels go on after a fault, it
                 comes on every rank at the end of the step, whose gradients are then worth nothing.
         """
+        _check_is_batch(batch)
+        if upcoming is not None:
+            _check_is_batch(upcoming)
+        self._check_is_whole()
         if not self._copies_are_equal:
             check_copies(self.stages, self._groups)
             self._copies_are_equal = True
-        for parameter in self.parameters():
-            parameter.grad = None
+        self._executor.look()
+        for parameters in self._executor.parameters.values():
+            for parameter in parameters:
+                parameter.grad = None
         ready, self._upcoming = self._upcoming, None
         if ready is None or ready.batch is not batch:
             ready = self._prepare(batch, is_training=True)
@@ -148,26 +157,35 @@ class Engine:
         return self._report(batch, step, result)
 
     def evaluate(self, batch: Batch) -> EvaluationReport:
-        """Forward only, with the stages in eval mode; raises as ``step`` does."""
+        """Forward only, with the stages in eval mode, and then in the modes that they had; raises as ``step`` does."""
+        _check_is_batch(batch)
+        self._check_is_whole()
+        was_training = {part: part.training for stage in self.stages.values() for part in stage.modules()}
         for stage in self.stages.values():
             stage.eval()
         try:
             work, step = self._prepare(batch, is_training=False).agreed()
             result = self._run(work, step, is_training=False)
         finally:
-            for stage in self.stages.values():
-                stage.train()
+            for part, is_training in was_training.items():
+                part.training = is_training
         outputs = pieces_of(result.extras, step, self.plan.grids, rank=self.rank)
-        mine = (float(result.loss_sum), outputs, _kernel_fault())
-        losses, rows, faults = zip(*gather_objects(mine, group=None), strict=True)
+        mine = (float(result.loss_sum), float(result.weight), outputs, _kernel_fault())
+        losses, weights, rows, faults = zip(*gather_objects(mine, group=None), strict=True)
         if any(faults):
             raise ValueError(name_ranks(faults))
+        _check_weight(sum(weights), step)
         return EvaluationReport(sum(losses) / step.divisor, join_pieces(piece for pieces in rows for piece in pieces))
 
     def timeline(self) -> Timeline:
-        """The last step as it ran, on all ranks; every rank calls this. See hetsched.runtime.measure.trace."""
+        """The last step or evaluation as it ran, see hetsched.runtime.measure.trace; every rank calls this.
+
+        Raises:
+            JobError: there was none yet.
+        """
+        if self._last_program is None:
+            raise JobError("there is no timeline yet: call step first")
         trace = RankTrace(self._lane, self.recorder.began_ns, self.recorder.records)
-        assert self._last_program is not None, "there was no step yet"
         return measured_timeline(self._last_program, gather_objects(trace, group=None))
 
     def overlap(self) -> tuple[Overlap, ...]:
@@ -183,13 +201,45 @@ class Engine:
                 yield parameter
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """``<module>.<name>`` and parameter, for all that live on this rank."""
-        for (module, _), stage in self.stages.items():
-            for name, parameter in stage.named_parameters():
+        """``<module>.<name>`` and parameter, for all that live on this rank; one that stages share comes once."""
+        for (module, _), named in own_parameters(self.stages).items():
+            for name, parameter in named.items():
                 yield f"{module}.{name}", parameter
 
     def state_dict(self) -> dict[str, Tensor]:
-        """``<module>.<name>`` -> tensor, of this rank's stages."""
+        """``<module>.<name>`` -> tensor, of this rank's stages; those of all ranks together are the whole model's.
+
+        Raises:
+            ValueError: two stages of a module, on whatever ranks, have a name in common.
+        """
+        self._check_names()
+        return self._tensors()
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy values into the tensors of this rank's stages, under whatever placement they were saved.
+
+        Args:
+            tensors: as ``state_dict`` names them; those of other ranks may be among them.
+
+        Raises:
+            ValueError: some are missing or have another shape, in which case nothing is copied; or as ``state_dict``.
+        """
+        self._check_names()
+        own = self._tensors()
+        if missing := [name for name in own if name not in tensors]:
+            raise ValueError(f"{len(missing)} of {len(own)} tensors of this rank are missing, {missing[0]} among them")
+        for name, tensor in own.items():
+            if tensor.shape != tensors[name].shape:
+                raise ValueError(f"{name} has shape {list(tensors[name].shape)}, and here {list(tensor.shape)}")
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(tensors[name])
+
+    def _check_names(self) -> None:
+        if self._ambiguous is not None:
+            raise ValueError(f"{self._ambiguous}; name parts of a stage by their number in the whole model")
+
+    def _tensors(self) -> dict[str, Tensor]:
         return {
             f"{module}.{name}": tensor
             for (module, _), stage in self.stages.items()
@@ -197,12 +247,21 @@ class Engine:
         }
 
     def clip_grad_norm(self, max_norm: float) -> float:
-        """Scale the gradients to a norm of at most ``max_norm`` over the whole model; returns the norm before."""
+        """Scale the gradients to a norm of at most ``max_norm`` over the whole model; returns the norm before.
+
+        Args:
+            max_norm: above 0; ``math.inf`` only measures.
+
+        Raises:
+            ValueError: it is not above 0.
+        """
+        if not max_norm > 0:
+            raise ValueError(f"max_norm is {max_norm}; give a number above 0, or math.inf to measure the norm alone")
         squares = torch.zeros((), dtype=torch.float64, device=self.device)
-        for (module, _), stage in self.stages.items():
+        for (module, _), parameters in self._executor.parameters.items():
             layout = self.plan.modules[module].layout
             copies = layout.dp * layout.cp
-            for p in stage.parameters():
+            for p in parameters:
                 if p.grad is not None:
                     squares += p.grad.double().square().sum() / copies
         squares = squares.cpu()
@@ -244,11 +303,13 @@ class Engine:
         return module
 
     def _reduce(self, name: str, parameters: Sequence[nn.Parameter]) -> None:
-        sum_gradients(parameters, self._copies[name])
+        try:
+            sum_gradients(parameters, self._copies[name])
+        except RuntimeError as error:
+            # As gloo tells that a rank is gone or late; on GPUs the step's watchdog does.
+            raise JobError(f"sum of the gradients of module {name}: {error}") from None
 
     def _prepare(self, batch: Batch, *, is_training: bool) -> Prepared:
-        if not isinstance(batch, Batch):
-            raise TypeError(f"a step takes a Batch, not {type(batch).__name__}: Batch.of(source, indices) makes one")
         return prepare(
             self.plan,
             batch,
@@ -278,13 +339,22 @@ class Engine:
         self.recorder.begin_step()
         for meter in self._meters.values():
             meter.begin_step()
+        self._has_failed = True
         with self._exchange.step(setup):
             lane = step.program.lanes[self._lane]
             # In the middle a host is farthest ahead of its GPU: at the ends, encoders run as fast as they are launched.
             begun = len(lane) if self.device.type == "cpu" else len(lane) // 2
             result = self._executor.run(lane, work, is_training=is_training, meanwhile={begun: meanwhile})
         self.recorder.end_step()
+        self._has_failed = False
         return result
+
+    def _check_is_whole(self) -> None:
+        if self._has_failed:
+            raise JobError(
+                "an earlier step of this engine ended in its middle, and messages of it may still be on their way; "
+                "start the ranks again"
+            )
 
     def _setup(self, step: StepPlan, rooms: StepRooms, *, is_training: bool) -> StepSetup:
         digest = step.digest if self._is_debug else 0
@@ -309,13 +379,22 @@ class Engine:
         )
         if any(every["faults"]):
             raise ValueError(name_ranks(gather_objects(fault, group=None)))
-        if sum(every["weight"]) != step.divisor:
-            raise DataError(
-                f"the stages counted a weight of {sum(every['weight']):g}, the samples were described with "
-                f"{step.divisor}; make Sample.weight and the second of what the last stage returns agree"
-            )
+        _check_weight(sum(every["weight"]), step)
         num_tokens = sum(sample.num_tokens for sample in batch.samples)
         return make_report(every, divisor=step.divisor, num_tokens=num_tokens, is_on_gpu=self.device.type != "cpu")
+
+
+def _check_weight(counted: float, step: StepPlan) -> None:
+    if counted != step.divisor:
+        raise DataError(
+            f"the stages counted a weight of {counted:g}, the samples were described with "
+            f"{step.divisor}; make Sample.weight and the second of what the last stage returns agree"
+        )
+
+
+def _check_is_batch(given: object) -> None:
+    if not isinstance(given, Batch):
+        raise TypeError(f"a step takes a Batch, not {type(given).__name__}: Batch.of(source, indices) makes one")
 
 
 def _kernel_fault() -> str | None:

@@ -22,6 +22,7 @@ from hetsched.runtime.contract import check_output
 from hetsched.runtime.exchange import Exchange, Transfer
 from hetsched.runtime.losses import Losses
 from hetsched.runtime.measure.recorder import Recorder
+from hetsched.runtime.parameters import own_parameters
 from hetsched.runtime.stage import BoundaryRows, StageMeta
 from hetsched.runtime.weight_gradient import WeightGradients
 from hetsched.schedule.action import Action, Kind
@@ -115,6 +116,9 @@ class Executor:
         stages: ``(module, stage)`` -> the stage's nn.Module.
         reduce: ``(module, parameters)`` sums the gradients of a stage's parameters over its copies.
         deferring: modules whose programs have I and W in place of B.
+
+    Attributes:
+        parameters: of each stage; one that stages share is the first one's alone.
     """
 
     def __init__(
@@ -128,9 +132,7 @@ class Executor:
     ) -> None:
         self._stages, self._exchange, self._recorder = stages, exchange, recorder
         self._reduce = reduce
-        # Walked once: in a step a walk would hold the host for 100 us and more.
-        self._parameters = {key: list(stage.parameters()) for key, stage in stages.items()}
-        self._is_trained = {key: any(p.requires_grad for p in of) for key, of in self._parameters.items()}
+        self.look()
         self._deferred = {key: WeightGradients(stage) for key, stage in stages.items() if key[0] in deferring}
         self._do = {
             Kind.F: self._forward,
@@ -144,6 +146,11 @@ class Executor:
             Kind.RECV_B: self._receive,
             Kind.REDUCE_GRAD: self._reduce_gradients,
         }
+
+    def look(self) -> None:
+        """Take the stages' parameters as they are now; in an action a walk would hold the host for 100 us and more."""
+        self.parameters = {key: list(named.values()) for key, named in own_parameters(self._stages).items()}
+        self._is_trained = {key: any(p.requires_grad for p in of.parameters()) for key, of in self._stages.items()}
 
     def run(
         self, actions: Sequence[Action], work: StepWork, *, is_training: bool, meanwhile: Mapping[int, Meanwhile]
@@ -321,7 +328,8 @@ class Executor:
             assert neighbor.output is not None
             return self._exchange.lasting(neighbor.output.detach())
         assert neighbor.rows is not None
-        return neighbor.rows.grad
+        # A loss of nothing has no gradient, and over messages that would be zeros as well.
+        return torch.zeros_like(neighbor.rows) if neighbor.rows.grad is None else neighbor.rows.grad
 
     def _arrived(self, module_or_edge: str, kind: Kind, stage: int, m: int) -> Tensor | None:
         arriving = self._arriving.pop((module_or_edge, kind, stage, m), None)
@@ -332,4 +340,4 @@ class Executor:
 
     def _reduce_gradients(self, a: Action) -> None:
         with self._recorder.waiting():
-            self._reduce(a.module, self._parameters[a.module, a.stage])
+            self._reduce(a.module, self.parameters[a.module, a.stage])

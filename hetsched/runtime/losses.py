@@ -30,7 +30,7 @@ class Losses:
         """Of the divided loss of the batch with respect to that of a microbatch; None if nobody asks for one."""
         if not loss_sum.requires_grad:
             return None
-        if self._gradient is None:
+        if self._gradient is None or self._gradient.dtype != loss_sum.dtype:
             self._gradient = torch.ones_like(loss_sum) / self._divisor
         return self._gradient
 

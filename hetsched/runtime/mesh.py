@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 
 import numpy as np
 import torch
@@ -68,21 +69,26 @@ class ModuleGroups:
     copies: dist.ProcessGroup | None
 
 
-def make_groups(grids: Mapping[str, Grid]) -> dict[str, ModuleGroups]:
-    """The groups of each module. Every rank calls this with equal grids: groups are made in the same order."""
+def make_groups(grids: Mapping[str, Grid], *, timeout: timedelta | None) -> dict[str, ModuleGroups]:
+    """The groups of each module. Every rank calls this with equal grids: groups are made in the same order.
+
+    Args:
+        grids: of the modules.
+        timeout: how long ranks wait for each other in a group; torch's own if None.
+    """
     groups = {}
     for name, grid in grids.items():
         d = grid.layout
         ranks = np.reshape(grid.ranks, (d.pp, d.dp, d.cp, d.tp))
         context = np.moveaxis(ranks, 2, -1).reshape(-1, d.cp)
         copies = np.moveaxis(ranks, 3, 1).reshape(-1, d.dp * d.cp)
-        groups[name] = ModuleGroups(_group_of(context), _group_of(copies))
+        groups[name] = ModuleGroups(_group_of(context, timeout), _group_of(copies, timeout))
     return groups
 
 
-def _group_of(ranks: NDArray[np.int64]) -> dist.ProcessGroup | None:
+def _group_of(ranks: NDArray[np.int64], timeout: timedelta | None) -> dist.ProcessGroup | None:
     """Of groups with the ranks of each row the one that this rank is in."""
     if ranks.shape[1] == 1:
         return None
-    of_rows = [(row, dist.new_group(row)) for row in ranks.tolist()]
+    of_rows = [(row, dist.new_group(row, timeout=timeout)) for row in ranks.tolist()]
     return next((group for row, group in of_rows if dist.get_rank() in row), None)

@@ -141,18 +141,17 @@ def _wait_for_all(ranks: Sequence[BaseProcess]) -> dict[int, int]:
 
 
 def _what_happened(folder: Path, failed: dict[int, int]) -> str:
-    """One message for the job: who was ended by a signal (the others then fail too), or what each rank said."""
-    killed = {rank: signal.Signals(-code).name for rank, code in failed.items() if code < 0}
-    if killed:
-        each = ", ".join(f"rank {rank} was ended by {name}" for rank, name in killed.items())
-        return f"{each}; the other ranks were stopped"
+    """One message for the job: what each rank said, and who was ended by a signal (the others then fail too)."""
     said: dict[str, list[int]] = {}
     for rank, code in failed.items():
         path = folder / f"rank-{rank}"
-        message = path.read_text(encoding="utf-8") if path.exists() else f"ended with exit code {code}"
-        said.setdefault(message, []).append(rank)
+        if code > 0:
+            message = path.read_text(encoding="utf-8") if path.exists() else f"ended with exit code {code}"
+            said.setdefault(message, []).append(rank)
+    killed = [f"rank {rank} was ended by {signal.Signals(-code).name}" for rank, code in failed.items() if code < 0]
     causes_first = sorted(said.items(), key=lambda of: _is_consequence(of[0]))
-    return "\n".join(f"{_named(ranks)}: {message}" for message, ranks in causes_first)
+    lines = [f"{_named(of)}: {what}" for what, of in causes_first if not (killed and _is_consequence(what))]
+    return "\n".join([*lines, f"{', '.join(killed)}; the other ranks were stopped"] if killed else lines)
 
 
 def _named(ranks: Sequence[int]) -> str:

@@ -75,6 +75,16 @@ def killed(_: Path) -> None:
     dist.barrier()
 
 
+def killed_by_the_error_of_another(_: Path) -> None:
+    dist.barrier()
+    if dist.get_rank() == 2:
+        raise ValueError("a bug")
+    if dist.get_rank() == 0:
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGABRT)
+    dist.recv(torch.zeros(1), src=2)
+
+
 def killed_while_others_hang(_: Path) -> None:
     if dist.get_rank() == 0:
         os.kill(os.getpid(), signal.SIGSEGV)
@@ -99,6 +109,10 @@ def test_every_rank_runs_in_one_group(tmp_path: Path) -> None:
         (bad_code_that_others_wait_for, r"^rank 2: Traceback[\s\S]*ValueError: a bug[\s\S]*rank 1: JobError: nothing"),
         (left_by_exit, r"rank 1: ended with exit code 7"),
         (killed, r"^rank 1 was ended by SIGKILL; the other ranks were stopped$"),
+        (
+            killed_by_the_error_of_another,
+            r"^rank 2: Traceback[\s\S]*ValueError: a bug\n\nrank 0 was ended by SIGABRT; the other ranks were stopped$",
+        ),
         (killed_while_others_hang, r"^rank 0 was ended by SIGSEGV; the other ranks were stopped$"),
     ],
 )

@@ -59,10 +59,10 @@ class GlooTransport(OwnMemory):
         return GlooReceive(arriving, transfer, self._timeout)
 
     def flush(self) -> None:
-        """Wait until every send has left its buffer. Raises JobError: a receiver is gone."""
+        """Wait until every send has left its buffer. Raises JobError: a receiver is gone or late."""
         for sent in self._sent:
             try:
-                sent.work.wait()
+                sent.work.wait(self._timeout)
             except RuntimeError as error:
                 ends = f"rank {sent.peer} did not receive from rank {dist.get_rank()}"
                 raise JobError(f"{sent.transfer}: {ends}: {error}") from None
