@@ -13,6 +13,7 @@ from hetsched.errors import DataError, HetschedError, JobError, PlanError, Sched
 from hetsched.plan import Plan, load_plan, parse_plan
 
 if TYPE_CHECKING:
+    from hetsched.parallel.sharded import sharded_attention as sharded_attention
     from hetsched.runtime.engine import Engine as Engine
     from hetsched.runtime.mesh import ModuleMesh as ModuleMesh
     from hetsched.runtime.report import EvaluationReport as EvaluationReport
@@ -29,6 +30,7 @@ _NEEDS_TORCH = {
     "BoundaryRows": "hetsched.runtime.stage",
     "StageMeta": "hetsched.runtime.stage",
     "launch": "hetsched.train.launch",
+    "sharded_attention": "hetsched.parallel.sharded",
 }
 
 __all__ = [

@@ -14,10 +14,8 @@ from torch import Tensor, nn
 
 from hetsched import ops
 from hetsched.models.attention import Attend, Rotary, SelfAttention, SequencePadding, packed_attention
-from hetsched.parallel.context import context_attention
-from hetsched.parallel.context_task import shared_task
 from hetsched.parallel.meter import UNMEASURED, Meter
-from hetsched.parallel.pull import where_possible
+from hetsched.parallel.sharded import sharded_attention
 from hetsched.plan.model import LLMConfig, stage_layers
 from hetsched.runtime.stage import StageMeta
 
@@ -133,17 +131,13 @@ class LLMStage(nn.Module):
         if meta.shard is None:
             padding = SequencePadding.of(meta.cu_seqlens, num_tokens=rows.shape[0], max_seqlen=meta.max_seqlen)
             return partial(packed_attention, padding=padding, causal=True)
-        assert self._context_group is not None, "a shard comes with context parallelism"
         num_heads, num_kv_heads = self._num_heads
-        task = shared_task(
-            meta.shard.cu_seqlens,
-            meta.shard.token_map,
-            rank=meta.shard.rank,
-            cp=self._context_group.size(),
+        return sharded_attention(
+            meta.shard,
+            group=self._context_group,
             num_heads=num_heads,
             num_kv_heads=num_kv_heads,
-            device=rows.device,
+            head_dim=self.head_size,
+            like=rows,
             meter=self._meter,
         )
-        task = where_possible(task, group=self._context_group, like=rows, head_dim=self.head_size)
-        return partial(context_attention, task=task, group=self._context_group)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as checkpoint
 from torch import Tensor, nn
 
 from hetsched import Batch, Engine, JobError, StageMeta, parse_plan
@@ -132,6 +134,27 @@ def test_a_state_is_loaded_under_another_placement(ranks: Pool) -> None:
         assert too_few.startswith("ValueError: 1 of ") and odd.startswith("ValueError: ") and "has shape" in odd
         assert all(torch.equal(x, whole[n]) for n, x in found.items())
         assert loss == pytest.approx(wanted, rel=1e-12)
+
+
+def saves_by_torch(plan: Plan, folder: Path) -> float:
+    engine = engine_of(plan)
+    for tensor in engine.state_dict().values():
+        tensor.add_(0.01)
+    checkpoint.save({"model": engine.state_dict()}, checkpoint_id=folder)
+    return engine.evaluate(batch_of()).loss
+
+
+def loads_by_torch(plan: Plan, folder: Path) -> float:
+    engine = engine_of(plan)
+    checkpoint.load({"model": engine.state_dict()}, checkpoint_id=folder)
+    return engine.evaluate(batch_of()).loss
+
+
+def test_a_checkpoint_of_torch_is_loaded_under_another_placement(ranks: Pool, tmp_path: Path) -> None:
+    saved = ranks.run(saves_by_torch, make_plan(**COLOCATED), tmp_path, num_ranks=2)
+    (alone,) = ranks.run(loads_by_torch, make_plan(**ALONE), tmp_path, num_ranks=1)
+    replicas = ranks.run(loads_by_torch, make_plan(**REPLICAS), tmp_path, num_ranks=2)
+    assert [alone, *replicas, *saved] == pytest.approx([saved[0]] * 5, rel=1e-12)
 
 
 class Sink(nn.Module):
