@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from hetsched import Batch, Engine, Sample, StageMeta, ops, parse_plan
+from hetsched import Batch, Engine, JobError, Sample, StageMeta, ops, parse_plan
 
 NUM_TOKENS, NUM_ROWS, HIDDEN = 11, 5, 8
 Merge = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -84,7 +84,7 @@ def words_of_a_step(merge: Merge, bad_rank: int | None, is_training: bool, num_r
         try:
             run(Batch.of(TextSource(), range(2 * num_ranks)))
             words.append("")
-        except ValueError as error:
+        except (ValueError, JobError) as error:
             words.append(str(error))
         engine.stages["llm", 0].slot = 3  # type: ignore[assignment]
     return words
