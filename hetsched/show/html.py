@@ -16,7 +16,7 @@ from typing import Any
 from hetsched.schedule.action import Action, Kind
 from hetsched.show.compare import Comparison
 from hetsched.show.label import Labels
-from hetsched.show.layer import Layer
+from hetsched.show.layer import Layer, scaling
 from hetsched.show.memory import memory_of
 from hetsched.show.needs import compute_spans, needs
 from hetsched.show.palette import (
@@ -153,7 +153,7 @@ def _critical(timeline: Timeline, spans: Sequence[Span], received: Sequence[Span
 def _comparison(comparison: Comparison) -> dict[str, Any]:
     divergence = comparison.divergence
     return {
-        "scale": comparison.scale,
+        "scaling": scaling(comparison),
         "errors": [[e.name, e.count, e.predicted_ns, e.measured_ns, e.mean_error_ns] for e in comparison.errors],
         "divergence": None
         if divergence is None

@@ -69,11 +69,13 @@ function comparisonTable({ errors, divergence }) {
 }
 
 function summary() {
-  $("summary").textContent = layers.map((layer) => {
+  $("summary").textContent = layers.map((layer, index) => {
     const idle = layer.bubbles.flat().reduce((a, b) => a + b, 0);
     const above = layer.bound ? `, ${percent(layer.makespan - layer.bound, layer.bound)} above the lower bound` : "";
     const share = percent(idle, layer.makespan * layer.lanes.length);
-    return `${layers.length > 1 ? `${layer.name}: ` : ""}step ${format(layer.makespan)}, idle ${share} of lane time${above}`;
+    const name = layers.length > 1 ? `${layer.name}: ` : "";
+    const scaling = index === 0 && data.comparison ? data.comparison.scaling : "";
+    return `${name}step ${format(layer.makespan)}${scaling}, idle ${share} of lane time${above}`;
   }).join("; ");
 }
 

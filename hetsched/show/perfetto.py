@@ -12,7 +12,8 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from hetsched.show.layer import Layer
+from hetsched.show.compare import Comparison
+from hetsched.show.layer import Layer, scaling
 from hetsched.show.memory import memory_of
 from hetsched.sim.messages import message_pairs
 from hetsched.sim.timeline import Span, Stream
@@ -24,23 +25,29 @@ _NS_PER_US = 1000
 Event = dict[str, Any]
 
 
-def to_perfetto(layers: Sequence[Layer]) -> str:
-    """A JSON object of trace events; its times are microseconds."""
+def to_perfetto(layers: Sequence[Layer], *, comparison: Comparison | None = None) -> str:
+    """A JSON object of trace events; its times are microseconds.
+
+    Args:
+        layers: a process for each lane of each.
+        comparison: of the first two layers.
+    """
     events: list[Event] = []
     first_process = 1
-    for layer in layers:
+    for index, layer in enumerate(layers):
         prefix = f"{layer.name} " if len(layers) > 1 else ""
-        events += _layer(layer, first_process, prefix)
+        suffix = scaling(comparison) if index == 0 else ""
+        events += _layer(layer, first_process, prefix, suffix)
         first_process += len(layer.timeline.program.lanes)
     return json.dumps({"traceEvents": events, "displayTimeUnit": "ms"})
 
 
-def _layer(layer: Layer, first_process: int, prefix: str) -> Iterator[Event]:
+def _layer(layer: Layer, first_process: int, prefix: str, suffix: str) -> Iterator[Event]:
     timeline, memory = layer.timeline, memory_of(layer.timeline)
     track_of: dict[int, int] = {}
     for lane, curve in enumerate(memory.curves):
         process = first_process + lane
-        yield _metadata("process_name", process, name=f"{prefix}lane {lane}")
+        yield _metadata("process_name", process, name=f"{prefix}lane {lane}{suffix}")
         yield _metadata("process_sort_index", process, sort_index=process)
         for stream, first in _TRACKS.items():
             for number, spans in enumerate(_without_overlap(timeline.stream(lane, stream))):

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from html import escape
 
 from hetsched.schedule.action import Kind
+from hetsched.show.compare import Comparison
 from hetsched.show.label import Labels
-from hetsched.show.layer import Layer
+from hetsched.show.layer import Layer, scaling
 from hetsched.show.palette import (
     CRITICAL,
     GRID,
@@ -77,13 +78,16 @@ class _Frame:
         return _TOP + lane * self.lane_height + layer * self.layer_height
 
 
-def to_svg(layers: Sequence[Layer], *, title: str, unit: Unit = MILLISECOND) -> str:
+def to_svg(
+    layers: Sequence[Layer], *, title: str, unit: Unit = MILLISECOND, comparison: Comparison | None = None
+) -> str:
     """An SVG document.
 
     Args:
         layers: timelines on one time axis, of as many lanes; the critical path drawn is that of the first.
         title: what is shown.
         unit: in which times are written.
+        comparison: of the first two layers.
     """
     num_lanes = max(len(layer.timeline.program.lanes) for layer in layers)
     palette = Palette(layer.timeline.program for layer in layers)
@@ -100,7 +104,7 @@ def to_svg(layers: Sequence[Layer], *, title: str, unit: Unit = MILLISECOND) -> 
         "</defs>",
         f'<rect width="{_WIDTH}" height="{height}" fill="#ffffff"/>',
         f'<text x="24" y="34" font-size="18" font-weight="600">{escape(title)}</text>',
-        f'<text x="24" y="54" font-size="12" fill="{MUTED}">{escape(_subtitle(layers, unit))}</text>',
+        f'<text x="24" y="54" font-size="12" fill="{MUTED}">{escape(_subtitle(layers, unit, comparison))}</text>',
         *_axis(frame, bottom, unit),
     ]
     for index, layer in enumerate(layers):
@@ -119,14 +123,15 @@ def _make_frame(layers: Sequence[Layer], num_lanes: int) -> _Frame:
     return _Frame(left, _WIDTH - left - _RIGHT, room, wire, 12 if room >= 16 else 3, len(layers), end)
 
 
-def _subtitle(layers: Sequence[Layer], unit: Unit) -> str:
+def _subtitle(layers: Sequence[Layer], unit: Unit, comparison: Comparison | None) -> str:
     texts = []
-    for layer in layers:
+    for index, layer in enumerate(layers):
         timeline = layer.timeline
         share = bubble_fraction(timeline)
         bound = "" if timeline.gap is None else f", {timeline.gap:.1%} above the lower bound"
         name = f"{layer.name} " if len(layers) > 1 else ""
-        texts.append(f"{name}step {unit.text(timeline.makespan_ns)}, idle {share:.1%} of lane time{bound}")
+        step = unit.text(timeline.makespan_ns) + (scaling(comparison) if index == 0 else "")
+        texts.append(f"{name}step {step}, idle {share:.1%} of lane time{bound}")
     return ";  ".join(texts)
 
 

@@ -14,7 +14,7 @@ from hetsched.show.palette import CRITICAL, Palette
 from hetsched.sim.critical import critical_path
 from hetsched.sim.timeline import Span, Stream, Timeline
 from tests.show.browser import Browser, missing
-from tests.show.steps import MS, colocated_step, later_from
+from tests.show.steps import MS, colocated_step, later_from, scaled_comparison
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=missing() or "")
 # The place of a span in the window, and the colors of a square of the lanes' canvas.
@@ -182,3 +182,13 @@ def test_a_faulty_page_is_noticed(browser: Browser, tmp_path: Path) -> None:
     path.write_text(to_html([Layer("step", colocated_step())], title="t").replace("layers.forEach(bubble", "no.thing("))
     browser.open(path)
     assert any("ReferenceError" in line or "SyntaxError" in line for line in browser.complaints())
+
+
+def test_the_summary_says_how_predicted_times_were_scaled(browser: Browser, tmp_path: Path) -> None:
+    layers, comparison = scaled_comparison()
+    path = tmp_path / "scaled.html"
+    path.write_text(to_html(layers, title="t", comparison=comparison), encoding="utf-8")
+    browser.open(path)
+    before, after = browser.run("return document.getElementById('summary').innerText;").split("; ")
+    assert before.startswith("predicted: step 64.775 ms (times scaled by 0.25 to the same work), idle ")
+    assert after.startswith("measured: step 64.775 ms, idle ")

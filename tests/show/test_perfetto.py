@@ -13,7 +13,7 @@ from hetsched.show.layer import Layer
 from hetsched.show.perfetto import to_perfetto
 from hetsched.sim.messages import message_pairs
 from hetsched.sim.timeline import Stream, Timeline
-from tests.show.steps import MS, changed, colocated_step
+from tests.show.steps import MS, changed, colocated_step, scaled_comparison
 
 Events = list[dict[str, Any]]
 NEEDED = {
@@ -99,6 +99,13 @@ def test_each_lane_is_a_process_with_a_track_an_engine_and_a_memory_counter() ->
     assert {e["pid"] for e in counters} == set(processes)
     # All vision forwards come first, and of its own pipeline lane 0 keeps 4 microbatches.
     assert max(e["args"]["held"] for e in counters) == 8
+
+
+def test_the_lanes_of_a_prediction_say_how_its_times_were_scaled() -> None:
+    layers, comparison = scaled_comparison()
+    events = json.loads(to_perfetto(layers, comparison=comparison))["traceEvents"]
+    names = [e["args"]["name"] for e in events if e["name"] == "process_name"]
+    assert names[3:5] == ["predicted lane 3 (times scaled by 0.25 to the same work)", "measured lane 0"]
 
 
 def move(events: Events, phase: str, **fields: Any) -> Events:

@@ -12,6 +12,7 @@ import pytest
 
 from hetsched.cli.schedule_flags import MODULE
 from hetsched.schedule.action import Kind
+from hetsched.show.compare import compare
 from hetsched.show.layer import Layer
 from hetsched.show.palette import Hatch, Look, Palette
 from hetsched.show.svg import to_svg
@@ -19,7 +20,7 @@ from hetsched.sim.costs import Costs
 from hetsched.sim.simulate import simulate
 from hetsched.sim.timeline import Stream, Timeline
 from tests.plan.pipelines import lowered, unlowered
-from tests.show.steps import colocated_step, idle_seconds
+from tests.show.steps import colocated_step, idle_seconds, scaled_comparison
 
 SVG = "{http://www.w3.org/2000/svg}"
 BOX = re.compile(r"M([\d.]+) (\d+)h([\d.]+)v(\d+)h-[\d.]+z")
@@ -65,6 +66,14 @@ def test_the_title_is_text_and_the_legend_names_every_look() -> None:
     texts = [text.text for text in root_of(colocated_step()).iter(f"{SVG}text")]
     assert "a <step> & more" in texts
     assert {"llm F", "llm B", "vision F", "vision B", "idle", "critical path"} <= set(texts)
+
+
+def test_the_subtitle_says_how_predicted_times_were_scaled() -> None:
+    layers, comparison = scaled_comparison()
+    text = "predicted step 64.775 ms (times scaled by 0.25 to the same work), idle"
+    assert text in to_svg(layers, title="t", comparison=comparison)
+    timeline = colocated_step()
+    assert "scaled" not in to_svg([Layer("step", timeline)], title="t", comparison=compare(timeline, timeline))
 
 
 def test_names_of_blocks_do_not_overlap() -> None:
