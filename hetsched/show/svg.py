@@ -99,6 +99,7 @@ def to_svg(
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" height="{height}" '
         f'{_FONT} font-size="11" fill="{TEXT}">',
         f"<title>{escape(title)}</title>",
+        "<style>@media print{svg{width:100%;height:auto}}</style>",
         "<defs>",
         *(_pattern(number, look) for number, look in enumerate(palette.looks) if look.hatch is not Hatch.NONE),
         "</defs>",

@@ -11,6 +11,7 @@ from hetsched.show.compare import compare
 from hetsched.show.html import to_html
 from hetsched.show.layer import Layer
 from hetsched.show.palette import CRITICAL, Palette
+from hetsched.show.svg import to_svg
 from hetsched.sim.critical import critical_path
 from hetsched.sim.timeline import Span, Stream, Timeline
 from tests.show.browser import Browser, missing
@@ -59,6 +60,14 @@ def small(browser: Browser, tmp_path: Path) -> Timeline:
     path.write_text(to_html(layers, title="small", comparison=compare(timeline, late)), encoding="utf-8")
     browser.open(path)
     return timeline
+
+
+@pytest.fixture
+def printed(browser: Browser) -> Iterator[None]:
+    """Pages are laid out for print."""
+    browser.use_media("print")
+    yield
+    browser.use_media("")
 
 
 def center_of(browser: Browser, name: str, *, lane: int, layer: int = 0) -> tuple[float, float]:
@@ -192,3 +201,26 @@ def test_the_summary_says_how_predicted_times_were_scaled(browser: Browser, tmp_
     before, after = browser.run("return document.getElementById('summary').innerText;").split("; ")
     assert before.startswith("predicted: step 64.775 ms (times scaled by 0.25 to the same work), idle ")
     assert after.startswith("measured: step 64.775 ms, idle ")
+
+
+@pytest.mark.usefixtures("printed")
+def test_what_was_drawn_for_the_window_fits_a_narrow_sheet(browser: Browser, small: Timeline) -> None:
+    script = """
+      document.body.style.width = "700px";
+      return ["axis", "lanes", "memory"].map((id) => {
+        const box = document.getElementById(id).getBoundingClientRect();
+        return [box.width, box.height];
+      });
+    """
+    drawn = browser.run("return ['axis', 'lanes', 'memory'].map((id) => document.getElementById(id).height);")
+    window = browser.run("return document.documentElement.clientWidth;")
+    assert browser.run(script) == [[700, pytest.approx(height * 700 / window)] for height in drawn]
+
+
+@pytest.mark.usefixtures("printed")
+def test_an_svg_is_as_wide_as_the_sheet(browser: Browser, tmp_path: Path) -> None:
+    path = tmp_path / "step.svg"
+    path.write_text(to_svg([Layer("step", colocated_step())], title="t"), encoding="utf-8")
+    browser.open(path)
+    width, window = browser.run("return [document.rootElement.getBoundingClientRect().width, innerWidth];")
+    assert width == window
