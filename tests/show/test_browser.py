@@ -224,3 +224,8 @@ def test_an_svg_is_as_wide_as_the_sheet(browser: Browser, tmp_path: Path) -> Non
     browser.open(path)
     width, window = browser.run("return [document.rootElement.getBoundingClientRect().width, innerWidth];")
     assert width == window
+
+
+def test_rows_of_tables_side_by_side_are_of_one_height(browser: Browser, small: Timeline) -> None:
+    heights = browser.run("return [...document.querySelectorAll('td')].map((c) => c.getBoundingClientRect().height);")
+    assert max(heights) < min(heights) + 1
