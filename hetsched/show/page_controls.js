@@ -50,8 +50,11 @@ function listen() {
   const canvas = $("lanes");
   let grabbed = null;
   canvas.addEventListener("wheel", (event) => {
+    const isAcross = event.shiftKey || Math.abs(event.deltaX) > Math.abs(event.deltaY);
+    // There is nothing further out: the wheel scrolls the page.
+    if (!isAcross && event.deltaY > 0 && state.to - state.from === total) return;
     event.preventDefault();
-    if (event.shiftKey || Math.abs(event.deltaX) > Math.abs(event.deltaY)) {
+    if (isAcross) {
       const moved = ((event.deltaX || event.deltaY) / state.width) * (state.to - state.from);
       show(state.from + moved, state.to - state.from);
     } else {
@@ -86,7 +89,8 @@ function listen() {
     ArrowLeft: () => show(state.from - quarter(), state.to - state.from),
     ArrowRight: () => show(state.from + quarter(), state.to - state.from),
   };
-  window.addEventListener("keydown", (event) => keys[event.key]?.());
+  // With one of these keys held they are the browser's own.
+  window.addEventListener("keydown", (event) => event.ctrlKey || event.metaKey || event.altKey || keys[event.key]?.());
   $("in").onclick = keys["+"];
   $("out").onclick = keys["-"];
   $("all").onclick = keys[0];

@@ -229,3 +229,26 @@ def test_an_svg_is_as_wide_as_the_sheet(browser: Browser, tmp_path: Path) -> Non
 def test_rows_of_tables_side_by_side_are_of_one_height(browser: Browser, small: Timeline) -> None:
     heights = browser.run("return [...document.querySelectorAll('td')].map((c) => c.getBoundingClientRect().height);")
     assert max(heights) < min(heights) + 1
+
+
+def test_the_wheel_scrolls_a_page_that_shows_the_whole_step(browser: Browser, large: tuple[Timeline, Path]) -> None:
+    browser.open(large[1])
+    before = view(browser)
+    browser.wheel(700, 500, 300)
+    assert browser.run("return window.scrollY;") > 0
+    assert view(browser) == before
+    browser.wheel(700, 500, -300)
+    assert view(browser) != before
+    scrolled = browser.run("return window.scrollY;")
+    browser.wheel(700, 500, 100)
+    assert browser.run("return window.scrollY;") == scrolled
+
+
+@pytest.mark.parametrize("held", ["ctrlKey", "metaKey", "altKey"])
+def test_keys_of_the_browser_do_not_move_the_view(browser: Browser, small: Timeline, held: str) -> None:
+    press = "window.dispatchEvent(new KeyboardEvent('keydown', {key: '+', HELD}));"
+    before = view(browser)
+    browser.run(press.replace("HELD", f"{held}: true"))
+    assert view(browser) == before
+    browser.run(press.replace("HELD", ""))
+    assert view(browser) != before
