@@ -24,10 +24,12 @@ from hetsched.show.palette import (
     CRITICAL,
     GRID,
     LANE,
+    LINES,
     MUTED,
     SENT_BACKWARD,
     SENT_FORWARD,
     TEXT,
+    TILE,
     Palette,
 )
 from hetsched.show.unit import MILLISECOND, Unit
@@ -56,6 +58,8 @@ def to_html(
     data = {
         "unit": {"ns": unit.ns, "name": unit.name},
         "looks": [asdict(look) for look in palette.looks],
+        "hatches": LINES,
+        "tile": TILE,
         "causes": CAUSES,
         "colors": {
             "lane": LANE,

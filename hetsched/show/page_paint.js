@@ -19,20 +19,14 @@ function prepare(canvas, height) {
 
 function hatched(look) {
   const tile = document.createElement("canvas");
-  tile.width = tile.height = 6;
+  tile.width = tile.height = data.tile;
   const context = tile.getContext("2d");
   context.fillStyle = look.fill;
-  context.fillRect(0, 0, 6, 6);
+  context.fillRect(0, 0, data.tile, data.tile);
   context.strokeStyle = look.ink;
   context.globalAlpha = 0.38;
-  const lines = {
-    rising: [[-1, 1, 1, -1], [0, 6, 6, 0], [5, 7, 7, 5]],
-    falling: [[-1, 5, 1, 7], [0, 0, 6, 6], [5, -1, 7, 1]],
-    level: [[0, 3, 6, 3]],
-    dots: [[1, 1.5, 2, 1.5], [4, 4.5, 5, 4.5]],
-  }[look.hatch] || [];
   context.beginPath();
-  for (const [x0, y0, x1, y1] of lines) {
+  for (const [x0, y0, x1, y1] of data.hatches[look.hatch]) {
     context.moveTo(x0, y0);
     context.lineTo(x1, y1);
   }

@@ -19,10 +19,12 @@ from hetsched.show.palette import (
     CRITICAL,
     GRID,
     LANE,
+    LINES,
     MUTED,
     SENT_BACKWARD,
     SENT_FORWARD,
     TEXT,
+    TILE,
     Hatch,
     Look,
     Palette,
@@ -137,15 +139,10 @@ def _subtitle(layers: Sequence[Layer], unit: Unit, comparison: Comparison | None
 
 
 def _pattern(number: int, look: Look) -> str:
-    lines = {
-        Hatch.RISING: "M-1 1l2 -2M0 6l6 -6M5 7l2 -2",
-        Hatch.FALLING: "M-1 5l2 2M0 0l6 6M5 -1l2 2",
-        Hatch.LEVEL: "M0 3h6",
-        Hatch.DOTS: "M1 1h1M4 4h1",
-    }[look.hatch]
+    lines = "".join(f"M{x0} {y0}L{x1} {y1}" for x0, y0, x1, y1 in LINES[look.hatch])
     return (
-        f'<pattern id="h{number}" width="6" height="6" patternUnits="userSpaceOnUse">'
-        f'<rect width="6" height="6" fill="{look.fill}"/>'
+        f'<pattern id="h{number}" width="{TILE}" height="{TILE}" patternUnits="userSpaceOnUse">'
+        f'<rect width="{TILE}" height="{TILE}" fill="{look.fill}"/>'
         f'<path d="{lines}" stroke="{look.ink}" stroke-opacity=".38" stroke-width="1" fill="none"/></pattern>'
     )
 

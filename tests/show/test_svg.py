@@ -11,10 +11,12 @@ from xml.etree import ElementTree
 import pytest
 
 from hetsched.cli.schedule_flags import MODULE
-from hetsched.schedule.action import Kind
+from hetsched.layout.placement import Edge, ModuleOnLanes, Topology
+from hetsched.schedule.action import Kind, act
+from hetsched.schedule.program import Program
 from hetsched.show.compare import compare
 from hetsched.show.layer import Layer
-from hetsched.show.palette import Hatch, Look, Palette
+from hetsched.show.palette import LINES, Hatch, Look, Palette
 from hetsched.show.svg import to_svg
 from hetsched.sim.costs import Costs
 from hetsched.sim.simulate import simulate
@@ -114,6 +116,20 @@ def test_looks_differ_without_color() -> None:
     looks = all_looks()
     assert {look.name for look in looks} >= {f"{MODULE} {kind}" for kind in (Kind.F, Kind.B, Kind.I, Kind.W)}
     assert [pair for pair in combinations(looks, 2) if not are_told_apart_in_gray(*pair)] == []
+
+
+def test_nine_encoders_differ_without_color() -> None:
+    names = [f"encoder{n}" for n in range(9)]
+    modules = [ModuleOnLanes(name, (((0,),),), takes_items=True) for name in names]
+    topology = Topology(1, (*modules, ModuleOnLanes("llm", (((0,),),))), tuple(Edge(name, "llm") for name in names))
+    actions = [act(module.name, 0, kind, 0) for kind in (Kind.F, Kind.B) for module in topology.modules]
+    looks = Palette([Program(topology, 1, (tuple(actions),))]).looks
+    assert len(looks) == 20
+    assert [pair for pair in combinations(looks, 2) if not are_told_apart_in_gray(*pair)] == []
+
+
+def test_hatches_have_lines_of_their_own() -> None:
+    assert len(set(LINES.values())) == len(Hatch) == len(LINES)
 
 
 def test_two_looks_of_one_gray_would_be_found() -> None:
