@@ -38,6 +38,8 @@ const tiles = data.looks.map(hatched);
 const isHatched = data.looks.map((look) => look.hatch !== "none");
 
 function ticks(most) {
+  // A nanosecond cannot be divided: of a step that takes no time there is one tick.
+  if (total <= 1) return [[0, "0"]];
   const step = roundStep((state.to - state.from) / most / data.unit.ns);
   const result = [];
   for (let i = Math.ceil(state.from / data.unit.ns / step); i * step * data.unit.ns <= state.to; i++) {
@@ -98,7 +100,7 @@ function paintLane(context, layer, index, lane, patterns) {
   for (let span = firstAfter(layer, lane, state.from); span < layer.first[lane + 1]; span++) {
     if (layer.start[span] > state.to) break;
     const [left, right] = [x(layer.start[span]), x(layer.end[span])];
-    if (right > covered) paintSpan(context, layer, span, { top, left, width: right - left, patterns });
+    if (right > covered && right > left) paintSpan(context, layer, span, { top, left, width: right - left, patterns });
     covered = Math.max(covered, Math.floor(right));
   }
   context.restore();
@@ -156,7 +158,8 @@ function paintTransfers(context, layer, index) {
 function paintCritical(context, layer, index) {
   context.fillStyle = data.colors.critical;
   for (const number of layer.critical) {
-    if (number < 0 || layer.end[number] < state.from || layer.start[number] > state.to) continue;
+    if (number < 0 || layer.end[number] <= layer.start[number]) continue;
+    if (layer.end[number] < state.from || layer.start[number] > state.to) continue;
     const left = Math.max(LEFT, x(layer.start[number]));
     const right = Math.min(LEFT + state.width, x(layer.end[number]));
     context.fillRect(left, rowTop(layer.lane[number], index) + bar, Math.max(0.5, right - left), 2);

@@ -39,7 +39,7 @@ function table(caption, head, rows) {
 }
 
 function percent(part, whole) {
-  return whole ? `${((100 * part) / whole).toFixed(1)}%` : "";
+  return `${whole ? ((100 * part) / whole).toFixed(1) : "0.0"}%`;
 }
 
 function bubbleTable(layer) {

@@ -36,6 +36,7 @@ from hetsched.sim.critical import critical_path
 from hetsched.sim.timeline import Span, Stream
 
 _WIDTH, _RIGHT, _TOP = 1280, 76, 92
+_NARROWEST = 0.5
 _CHARACTER = 6.2
 _WIDTHS = (
     dict.fromkeys("il", 2.8)
@@ -153,7 +154,9 @@ def _paint(number: int, look: Look) -> str:
 
 def _axis(frame: _Frame, bottom: int, unit: Unit) -> Iterator[str]:
     """Lines at round times, their texts above."""
-    ticks = [(frame.x(time), text) for time, text in tick_times(frame.end_ns, unit=unit)]
+    # A nanosecond cannot be divided: of a step that takes no time there is one tick.
+    times = tick_times(frame.end_ns, unit=unit) if frame.end_ns > 1 else [(0, "0")]
+    ticks = [(frame.x(time), text) for time, text in times]
     lines = "".join(f"M{x:.1f} {_TOP - 8}V{bottom - frame.gap + 4}" for x, _ in ticks)
     yield f'<path d="{lines}" stroke="{GRID}"/>'
     yield f'<g text-anchor="middle" fill="{MUTED}">'
@@ -186,19 +189,27 @@ def _layer(layer: Layer, index: int, frame: _Frame, palette: Palette) -> Iterato
 
 
 def _blocks(spans: Iterable[Span], y: int, frame: _Frame, palette: Palette) -> Iterator[str]:
-    """One path for all blocks of a look; a fused pair is one above the other."""
-    drawn: dict[int, list[str]] = defaultdict(list)
+    """One path for all blocks of a look; a fused pair is one above the other.
+
+    Those that are too narrow to be seen are widened, and lie over their neighbors.
+    """
+    drawn: dict[tuple[bool, int], list[str]] = defaultdict(list)
     scale, left, bar = frame.width / frame.end_ns, frame.left, frame.bar
     for span in spans:
+        if span.end_ns == span.start_ns:
+            continue
         x, width = left + span.start_ns * scale, (span.end_ns - span.start_ns) * scale
-        if width > 4:
+        is_thin = width < _NARROWEST
+        if is_thin:
+            width = _NARROWEST
+        elif width > 4:
             width -= 1
         parts = span.action.parts or (span.action,)
         height = bar // len(parts)
         for i, part in enumerate(parts):
             box = f"M{x:.1f} {y + i * height}h{width:.1f}v{height}h-{width:.1f}z"
-            drawn[palette.number(part)].append(box)
-    for number, boxes in sorted(drawn.items()):
+            drawn[is_thin, palette.number(part)].append(box)
+    for (_, number), boxes in sorted(drawn.items()):
         yield f'<path fill="{_paint(number, palette.looks[number])}" d="{"".join(boxes)}"/>'
 
 
@@ -234,7 +245,7 @@ def _wires(spans: Iterable[Span], y: int, frame: _Frame) -> Iterator[str]:
         ((Kind.SEND_B, Kind.RECV_B), SENT_BACKWARD),
     ):
         lines = [
-            f"M{frame.x(s.start_ns):.1f} {y}H{max(frame.x(s.end_ns), frame.x(s.start_ns) + 0.5):.1f}"
+            f"M{frame.x(s.start_ns):.1f} {y}H{max(frame.x(s.end_ns), frame.x(s.start_ns) + _NARROWEST):.1f}"
             for s in spans
             if s.duration_ns and s.action.kind in kinds
         ]

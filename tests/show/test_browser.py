@@ -10,10 +10,13 @@ import pytest
 from hetsched.show.compare import compare
 from hetsched.show.html import to_html
 from hetsched.show.layer import Layer
-from hetsched.show.palette import CRITICAL, Palette
+from hetsched.show.palette import CRITICAL, LANE, Palette
 from hetsched.show.svg import to_svg
+from hetsched.sim.costs import Costs
 from hetsched.sim.critical import critical_path
+from hetsched.sim.simulate import simulate
 from hetsched.sim.timeline import Span, Stream, Timeline
+from tests.plan.pipelines import lowered, unlowered
 from tests.show.browser import Browser, missing
 from tests.show.steps import MS, colocated_step, later_from, scaled_comparison
 
@@ -84,6 +87,13 @@ def colors_at(browser: Browser, px: float, py: float, *, size: int = 1) -> set[s
 def fill_of(timeline: Timeline, span: Span) -> str:
     palette = Palette([timeline.program])
     return palette.looks[palette.number(span.action)].fill
+
+
+def open_step(browser: Browser, folder: Path, timeline: Timeline) -> None:
+    """Opens the page of one timeline."""
+    path = folder / "step.html"
+    path.write_text(to_html([Layer("step", timeline)], title="t"), encoding="utf-8")
+    browser.open(path)
 
 
 def view(browser: Browser) -> tuple[float, float]:
@@ -252,3 +262,17 @@ def test_keys_of_the_browser_do_not_move_the_view(browser: Browser, small: Timel
     assert view(browser) == before
     browser.run(press.replace("HELD", ""))
     assert view(browser) != before
+
+
+def test_what_takes_no_time_is_not_painted(browser: Browser, tmp_path: Path) -> None:
+    open_step(browser, tmp_path, simulate(lowered(unlowered("1f1b", 4, 8)), Costs.constant(F=MS, B=0)))
+    browser.run("document.getElementById('critical').click();")
+    browser.settle()
+    px, py = center_of(browser, "llm:0B6", lane=0)
+    assert colors_at(browser, px - 1, py, size=3) == {LANE}
+
+
+def test_a_step_that_takes_no_time_has_one_tick_and_is_idle_for_none_of_it(browser: Browser, tmp_path: Path) -> None:
+    open_step(browser, tmp_path, simulate(lowered(unlowered("1f1b", 4, 8)), Costs.constant(F=0, B=0)))
+    assert browser.run("return ticks(10);") == [[0, "0"]]
+    assert browser.run("return document.getElementById('summary').innerText;") == "step 0 ms, idle 0.0% of lane time"

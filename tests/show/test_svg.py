@@ -64,6 +64,26 @@ def test_a_fused_pair_is_drawn_as_its_two_parts() -> None:
     assert pairs and sum(map(len, boxes(root_of(timeline)).values())) == computed + pairs
 
 
+def test_a_block_too_narrow_to_be_seen_is_widened_and_lies_over_its_neighbors() -> None:
+    root = root_of(simulate(lowered(unlowered("1f1b", 4, 8)), Costs.constant(F=1000, B=1_000_000)))
+    forward, backward = (look.fill for look in Palette([unlowered("1f1b", 4, 8)]).looks)
+    assert [width for _, _, width in boxes(root)[forward]] == [0.5] * 32
+    order = [path.get("fill") for path in root.iter(f"{SVG}path")]
+    for at in range(0, 8, 2):
+        assert [fill for fill in order if fill in (forward, backward)][at : at + 2] == [backward, forward]
+
+
+def test_what_takes_no_time_is_no_block() -> None:
+    root = root_of(simulate(lowered(unlowered("1f1b", 4, 8)), Costs.constant(F=0, B=1_000_000)))
+    assert sum(map(len, boxes(root).values())) == 32
+
+
+def test_the_axis_of_a_step_that_takes_no_time_has_one_tick() -> None:
+    root = root_of(simulate(lowered(unlowered("1f1b", 4, 8)), Costs.constant(F=0, B=0)))
+    (axis,) = (group for group in root.iter(f"{SVG}g") if group.get("text-anchor") == "middle")
+    assert [text.text for text in axis] == ["0", "ms"]
+
+
 def test_the_title_is_text_and_the_legend_names_every_look() -> None:
     texts = [text.text for text in root_of(colocated_step()).iter(f"{SVG}text")]
     assert "a <step> & more" in texts
