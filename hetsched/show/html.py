@@ -17,6 +17,7 @@ from hetsched.schedule.action import Action, Kind
 from hetsched.show.compare import Comparison
 from hetsched.show.label import Labels
 from hetsched.show.layer import Layer, scaling
+from hetsched.show.legend import legend_of
 from hetsched.show.memory import memory_of
 from hetsched.show.needs import compute_spans, needs
 from hetsched.show.palette import (
@@ -55,9 +56,11 @@ def to_html(
         comparison: of the first two layers.
     """
     palette = Palette(layer.timeline.program for layer in layers)
+    legend = legend_of(layers, palette)
     data = {
         "unit": {"ns": unit.ns, "name": unit.name},
         "looks": [asdict(look) for look in palette.looks],
+        "legend": {"looks": legend.looks, "key": legend.key},
         "hatches": LINES,
         "tile": TILE,
         "causes": CAUSES,

@@ -14,7 +14,8 @@ function show(from, span) {
 function describe({ layer: index, span }) {
   const layer = layers[index];
   const lines = [`lane ${layer.lane[span]}${layers.length > 1 ? `, ${layer.name}` : ""}`];
-  lines.push(`${format(layer.start[span])} to ${format(layer.end[span])}, ${format(layer.end[span] - layer.start[span])}`);
+  const [start, end] = [layer.start[span], layer.end[span]];
+  lines.push(`${format(start)} to ${format(end)}, lasts ${format(end - start)}`);
   for (const { maker, message } of layer.needs.get(span) || []) {
     const by = message ? `, message ${format(message.start)} to ${format(message.end)}` : "";
     lines.push(`needs ${layer.names[maker]} of lane ${layer.lane[maker]}, done ${format(layer.end[maker])}${by}`);

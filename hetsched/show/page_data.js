@@ -59,10 +59,9 @@ const x = (time) => LEFT + ((time - state.from) / (state.to - state.from)) * sta
 const timeAt = (px) => state.from + ((px - LEFT) / state.width) * (state.to - state.from);
 const rowTop = (lane, layer) => lane * laneHeight + layer * rowHeight + 2;
 
+// As the other formats write it, so that what is far from 0 has as many digits after the point as what is near.
 function format(time) {
-  const value = time / data.unit.ns;
-  const digits = Math.abs(value) >= 100 ? 2 : 4;
-  return `${Number(value.toFixed(digits))} ${data.unit.name}`.trim();
+  return `${Number((time / data.unit.ns).toFixed(4))} ${data.unit.name}`.trim();
 }
 
 function roundStep(smallest) {

@@ -199,7 +199,8 @@ function paintMemory() {
   context.fillStyle = data.colors.text;
   context.textAlign = "left";
   const what = unit === "bytes" ? "memory" : "microbatches of state";
-  context.fillText(`${what} of lane ${state.lane}, other lanes in gray`, LEFT, 10);
+  const dashed = layers.slice(1).map((layer) => `, ${layer.name} dashed`).join("");
+  context.fillText(`${what} of lane ${state.lane}${dashed}, other lanes in gray`, LEFT, 10);
   context.fillStyle = data.colors.muted;
   context.textAlign = "right";
   for (const value of [0, most]) context.fillText(amount(value, unit), LEFT - 8, y(value));

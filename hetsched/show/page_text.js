@@ -7,16 +7,22 @@ function element(tag, text, parent) {
   return made;
 }
 
+function sample(name, fill) {
+  const entry = element("span", "", $("legend"));
+  const made = document.createElement("canvas");
+  [made.width, made.height] = [24, 12];
+  const context = made.getContext("2d");
+  context.fillStyle = fill(context);
+  context.fillRect(0, 0, 24, 12);
+  entry.append(made, name);
+}
+
 function legend() {
-  data.looks.forEach((look, number) => {
-    const entry = element("span", "", $("legend"));
-    const sample = document.createElement("canvas");
-    [sample.width, sample.height] = [24, 12];
-    const context = sample.getContext("2d");
-    context.fillStyle = context.createPattern(tiles[number], "repeat");
-    context.fillRect(0, 0, 24, 12);
-    entry.append(sample, look.name);
-  });
+  for (const number of data.legend.looks) {
+    sample(data.looks[number].name, (context) => context.createPattern(tiles[number], "repeat"));
+  }
+  sample("idle", () => data.colors.lane);
+  element("span", data.legend.key, $("legend"));
 }
 
 function table(caption, head, rows) {

@@ -15,6 +15,7 @@ from hetsched.schedule.action import Kind
 from hetsched.show.compare import Comparison
 from hetsched.show.label import Labels
 from hetsched.show.layer import Layer, scaling
+from hetsched.show.legend import legend_of
 from hetsched.show.palette import (
     CRITICAL,
     GRID,
@@ -43,6 +44,10 @@ _WIDTHS = (
     | dict.fromkeys("fItr-", 4)
     | dict.fromkeys("ABCDEGHKNOPQRSUV", 7.6)
     | dict.fromkeys("WMm", 10)
+)
+_TRANSFERS = (
+    ("forward", (Kind.SEND_F, Kind.RECV_F), SENT_FORWARD),
+    ("backward", (Kind.SEND_B, Kind.RECV_B), SENT_BACKWARD),
 )
 _FONT = "font-family=\"'Helvetica Neue', Helvetica, Arial, 'Liberation Sans', sans-serif\""
 
@@ -96,7 +101,7 @@ def to_svg(
     palette = Palette(layer.timeline.program for layer in layers)
     frame = _make_frame(layers, num_lanes)
     bottom = frame.y(num_lanes, 0)
-    legend, legend_height = _legend(palette, bottom + 32)
+    legend, legend_height = _legend(layers, palette, bottom + 32)
     height = bottom + 32 + legend_height
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" height="{height}" '
@@ -240,10 +245,7 @@ def _text_width(text: str) -> float:
 
 def _wires(spans: Iterable[Span], y: int, frame: _Frame) -> Iterator[str]:
     """Transfers as thin lines under the blocks; those that take no time are left out."""
-    for kinds, color in (
-        ((Kind.SEND_F, Kind.RECV_F), SENT_FORWARD),
-        ((Kind.SEND_B, Kind.RECV_B), SENT_BACKWARD),
-    ):
+    for _, kinds, color in _TRANSFERS:
         lines = [
             f"M{frame.x(s.start_ns):.1f} {y}H{max(frame.x(s.end_ns), frame.x(s.start_ns) + _NARROWEST):.1f}"
             for s in spans
@@ -264,19 +266,24 @@ def _critical(layer: Layer, frame: _Frame) -> Iterator[str]:
     yield f'<path d="{"".join(lines)}" stroke="{CRITICAL}" stroke-width="2" fill="none"/>'
 
 
-def _legend(palette: Palette, top: int) -> tuple[list[str], int]:
-    """A sample of each look with its name, in rows; and their height."""
+def _legend(layers: Sequence[Layer], palette: Palette, top: int) -> tuple[list[str], int]:
+    """A sample of what is drawn with its name, in rows; and their height."""
+    legend = legend_of(layers, palette)
     box = 'y="-10" width="24" height="13" rx="1"'
-    named = {look.name: f'<rect {box} fill="{_paint(number, look)}"/>' for number, look in enumerate(palette.looks)}
+    looks = [(number, palette.looks[number]) for number in legend.looks]
+    named = {look.name: f'<rect {box} fill="{_paint(number, look)}"/>' for number, look in looks}
     named["idle"] = f'<rect {box} fill="{LANE}" stroke="{GRID}"/>'
-    named["transfer forward"] = f'<path d="M0 -3h24" stroke="{SENT_FORWARD}" stroke-width="3"/>'
-    named["transfer backward"] = f'<path d="M0 -3h24" stroke="{SENT_BACKWARD}" stroke-width="3"/>'
+    for name, kinds, color in _TRANSFERS:
+        if not legend.kinds.isdisjoint(kinds):
+            named[f"transfer {name}"] = f'<path d="M0 -3h24" stroke="{color}" stroke-width="3"/>'
     named["critical path"] = f'<path d="M0 -3h24" stroke="{CRITICAL}" stroke-width="2"/>'
+    named[legend.key] = ""
     parts, x, y = [], 24, top
     for name, sample in named.items():
-        width = 56 + round(_text_width(name))
+        indent = 32 if sample else 0
+        width = 24 + indent + round(_text_width(name))
         if x + width > _WIDTH:
             x, y = 24, y + 24
-        parts.append(f'<g transform="translate({x} {y})">{sample}<text x="32" y="1">{escape(name)}</text></g>')
+        parts.append(f'<g transform="translate({x} {y})">{sample}<text x="{indent}" y="1">{escape(name)}</text></g>')
         x += width
     return parts, y - top + 24

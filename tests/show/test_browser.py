@@ -89,6 +89,18 @@ def fill_of(timeline: Timeline, span: Span) -> str:
     return palette.looks[palette.number(span.action)].fill
 
 
+def texts_drawn(browser: Browser) -> list[str]:
+    """What is written on the canvases when they are drawn."""
+    script = """
+      const painter = CanvasRenderingContext2D.prototype, write = painter.fillText, found = [];
+      painter.fillText = (text) => found.push(text);
+      draw();
+      painter.fillText = write;
+      return found;
+    """
+    return list(browser.run(script))
+
+
 def open_step(browser: Browser, folder: Path, timeline: Timeline) -> None:
     """Opens the page of one timeline."""
     path = folder / "step.html"
@@ -166,7 +178,7 @@ def test_the_hover_tells_times_and_needs(browser: Browser, small: Timeline) -> N
     (maker,) = (s for s in small.spans if str(s.action) == "llm:0F1")
     lines = text.splitlines()
     assert lines[:2] == ["llm:1F1", "lane 1, predicted"]
-    assert lines[2].endswith(", 10 ms") and lines[2].startswith(f"{span.start_ns / MS:g} ms to ")
+    assert lines[2].endswith(", lasts 10 ms") and lines[2].startswith(f"{span.start_ns / MS:g} ms to ")
     assert lines[3].startswith(f"needs llm:0F1 of lane 0, done {maker.end_ns / MS:g} ms, message ")
     browser.move(5, 5)
     assert browser.run("return document.getElementById('tip').hidden;")
@@ -276,3 +288,18 @@ def test_a_step_that_takes_no_time_has_one_tick_and_is_idle_for_none_of_it(brows
     open_step(browser, tmp_path, simulate(lowered(unlowered("1f1b", 4, 8)), Costs.constant(F=0, B=0)))
     assert browser.run("return ticks(10);") == [[0, "0"]]
     assert browser.run("return document.getElementById('summary').innerText;") == "step 0 ms, idle 0.0% of lane time"
+
+
+def test_the_legend_names_what_is_drawn_and_its_letters(browser: Browser, tmp_path: Path) -> None:
+    open_step(browser, tmp_path, simulate(lowered(unlowered("zb-h1", 4, 8)), Costs.constant(F=MS, I=MS, W=0)))
+    names = browser.run("return [...document.querySelectorAll('#legend span')].map((entry) => entry.innerText);")
+    assert names == ["llm F", "llm I", "idle", "F forward, I input gradient"]
+
+
+def test_the_dashed_memory_curve_is_named(browser: Browser, small: Timeline) -> None:
+    assert "microbatches of state of lane 0, measured dashed, other lanes in gray" in texts_drawn(browser)
+
+
+def test_times_have_the_same_precision_whether_large_or_small(browser: Browser, small: Timeline) -> None:
+    texts = browser.run("return [248182800, 30482800, 217700000].map(format);")
+    assert texts == ["248.1828 ms", "30.4828 ms", "217.7 ms"]

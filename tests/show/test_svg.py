@@ -22,7 +22,7 @@ from hetsched.sim.costs import Costs
 from hetsched.sim.simulate import simulate
 from hetsched.sim.timeline import Stream, Timeline
 from tests.plan.pipelines import lowered, unlowered
-from tests.show.steps import colocated_step, idle_seconds, scaled_comparison
+from tests.show.steps import MS, colocated_step, idle_seconds, scaled_comparison
 
 SVG = "{http://www.w3.org/2000/svg}"
 BOX = re.compile(r"M([\d.]+) (\d+)h([\d.]+)v(\d+)h-[\d.]+z")
@@ -88,6 +88,20 @@ def test_the_title_is_text_and_the_legend_names_every_look() -> None:
     texts = [text.text for text in root_of(colocated_step()).iter(f"{SVG}text")]
     assert "a <step> & more" in texts
     assert {"llm F", "llm B", "vision F", "vision B", "idle", "critical path"} <= set(texts)
+    assert "F forward, B backward" in texts
+
+
+def test_the_legend_has_transfers_only_where_they_take_time() -> None:
+    transfers = {"transfer forward", "transfer backward"}
+    assert transfers <= {text.text for text in root_of(colocated_step()).iter(f"{SVG}text")}
+    free = simulate(colocated_step().program, Costs.constant(F=MS, B=MS))
+    assert transfers.isdisjoint(text.text for text in root_of(free).iter(f"{SVG}text"))
+
+
+def test_the_legend_leaves_out_what_takes_no_time_and_spells_out_the_rest() -> None:
+    timeline = simulate(lowered(unlowered("zb-h1", 4, 8)), Costs.constant(F=0, I=MS, W=MS))
+    texts = [text.text for text in root_of(timeline).iter(f"{SVG}text")]
+    assert {"llm I", "llm W", "I input gradient, W weight gradient"} <= set(texts) and "llm F" not in texts
 
 
 def test_the_subtitle_says_how_predicted_times_were_scaled() -> None:
