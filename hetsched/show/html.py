@@ -107,7 +107,7 @@ def _layer(layer: Layer, palette: Palette) -> dict[str, Any]:
         "bound": timeline.lower_bound_ns,
         "prefixes": labels.prefixes,
         "lanes": [len(timeline.stream(lane, Stream.COMPUTE)) for lane in lanes],
-        "names": " ".join(str(span.action) for span in spans),
+        "names": " ".join(labels.of(span.action)[0] if span.action.parts else str(span.action) for span in spans),
         "labels": " ".join(labels.of(span.action)[0] for span in spans),
         "looks": [_look(palette, span.action) for span in spans],
         "times": _times(spans),

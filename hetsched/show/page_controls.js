@@ -16,10 +16,12 @@ function describe({ layer: index, span }) {
   const lines = [`lane ${layer.lane[span]}${layers.length > 1 ? `, ${layer.name}` : ""}`];
   const [start, end] = [layer.start[span], layer.end[span]];
   lines.push(`${format(start)} to ${format(end)}, lasts ${format(end - start)}`);
-  for (const { maker, message } of layer.needs.get(span) || []) {
+  const needs = (layer.needs.get(span) || []).map(({ maker, message }) => {
     const by = message ? `, message ${format(message.start)} to ${format(message.end)}` : "";
-    lines.push(`needs ${layer.names[maker]} of lane ${layer.lane[maker]}, done ${format(layer.end[maker])}${by}`);
-  }
+    return `needs ${layer.names[maker]} of lane ${layer.lane[maker]}, done ${format(layer.end[maker])}${by}`;
+  });
+  // The two parts of a fused pair may need the two parts of another.
+  lines.push(...new Set(needs));
   if (span > layer.first[layer.lane[span]]) {
     lines.push(`follows ${layer.names[span - 1]}, idle between ${format(layer.start[span] - layer.end[span - 1])}`);
   }

@@ -115,18 +115,24 @@ function paintSpan(context, layer, span, box) {
     context.fillStyle = isHatched[number] && width >= 4 ? box.patterns[number] : data.looks[number].fill;
     context.fillRect(box.left, box.top + i * height, width, height);
   });
-  const label = layer.labels[span];
-  const room = glyph() * label.length;
-  if (looks.length > 1 || width < room + 4) return;
   const [left, right] = [Math.max(box.left, LEFT), Math.min(box.left + width, LEFT + state.width)];
-  const middle = (left + right) / 2;
-  const look = data.looks[looks[0]];
-  if (isHatched[looks[0]]) {
+  layer.labels[span].split("&").forEach((label, i) => {
+    const size = fittingFont(label, width, height);
+    if (size) paintName(context, label, looks[i], { middle: (left + right) / 2, size, y: box.top + (i + 0.5) * height });
+  });
+}
+
+// A name on a hatch stands on the plain fill.
+function paintName(context, label, number, { middle, size, y }) {
+  const look = data.looks[number];
+  context.font = `${size}px ${FONT}`;
+  if (isHatched[number]) {
+    const room = context.measureText(label).width + 4;
     context.fillStyle = look.fill;
-    context.fillRect(middle - room / 2 - 2, box.top + bar / 2 - 7, room + 4, 14);
+    context.fillRect(middle - room / 2, y - size / 2 - 1.5, room, size + 3);
   }
   context.fillStyle = look.ink;
-  context.fillText(label, middle, box.top + bar / 2 + 0.5);
+  context.fillText(label, middle, y + 0.5);
 }
 
 function paintIdle(context, layer, lane, top) {

@@ -303,3 +303,15 @@ def test_the_dashed_memory_curve_is_named(browser: Browser, small: Timeline) -> 
 def test_times_have_the_same_precision_whether_large_or_small(browser: Browser, small: Timeline) -> None:
     texts = browser.run("return [248182800, 30482800, 217700000].map(format);")
     assert texts == ["248.1828 ms", "30.4828 ms", "217.7 ms"]
+
+
+def test_a_fused_pair_is_named_by_its_parts_and_says_once_what_it_needs(browser: Browser, tmp_path: Path) -> None:
+    timeline = simulate(lowered(unlowered("dualpipev", 2, 6)), Costs.constant(F=MS, I=MS, W=MS))
+    open_step(browser, tmp_path, timeline)
+    pairs = [span.action.parts for span in timeline.spans if span.action.parts]
+    names = ["&".join(str(part).removeprefix("llm:") for part in pair) for pair in pairs]
+    assert {part for name in names for part in name.split("&")} <= set(texts_drawn(browser))
+    browser.move(*center_of(browser, "3F2&0B0", lane=0))
+    name, *lines = browser.run("return document.getElementById('tip').innerText;").splitlines()
+    assert name == "3F2&0B0"
+    assert [line.split(",")[0] for line in lines if "needs" in line] == ["needs 2F2&1B0 of lane 1"]

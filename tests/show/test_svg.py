@@ -15,6 +15,7 @@ from hetsched.layout.placement import Edge, ModuleOnLanes, Topology
 from hetsched.schedule.action import Kind, act
 from hetsched.schedule.program import Program
 from hetsched.show.compare import compare
+from hetsched.show.fit import FONT_SIZE, text_width
 from hetsched.show.layer import Layer
 from hetsched.show.palette import LINES, Hatch, Look, Palette
 from hetsched.show.svg import to_svg
@@ -116,13 +117,35 @@ def test_names_of_blocks_do_not_overlap() -> None:
     rows: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for text in root_of(colocated_step()).iter(f"{SVG}text"):
         if re.fullmatch(r"v?[FB]\d*", text.text or ""):
-            half = 6.2 * len(text.text or "") / 2
+            half = text_width(text.text or "", size=float(text.get("font-size") or FONT_SIZE)) / 2
             x = float(text.get("x") or 0)
             rows[text.get("y") or ""].append((x - half, x + half))
     assert sum(map(len, rows.values())) > 20
     for row in rows.values():
         for (_, end), (start, _) in pairwise(sorted(row)):
             assert end <= start
+
+
+def test_each_part_of_a_fused_pair_has_its_name() -> None:
+    timeline = simulate(lowered(unlowered("dualpipev", 2, 6)), Costs.constant(F=100, I=100, W=100))
+    at = {text.text: (text.get("x"), float(text.get("y") or 0)) for text in root_of(timeline).iter(f"{SVG}text")}
+    pairs = [span.action.parts for span in timeline.spans if span.action.parts]
+    for forward, backward in pairs:
+        (x, above), (same_x, below) = (at[f"{part.stage}{part.kind}{part.first}"] for part in (forward, backward))
+        assert x == same_x and above < below
+
+
+def test_a_name_is_small_where_only_that_fits_and_what_has_none_is_counted() -> None:
+    root = root_of(simulate(lowered(unlowered("1f1b", 16, 32)), Costs.constant(F=100, B=200)))
+    texts = list(root.iter(f"{SVG}text"))
+    names = [text for text in texts if re.fullmatch(r"[FB]\d+", text.text or "")]
+    assert {text.get("font-size") for text in names} == {"8"}
+    assert len(names) == 160
+    assert "864 of 1024 boxes too narrow for names; see --format html" in [text.text for text in texts]
+
+
+def test_nothing_is_said_of_names_where_every_box_has_one() -> None:
+    assert "too narrow" not in to_svg([Layer("step", colocated_step())], title="t")
 
 
 def luminance(color: str) -> float:
