@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 FONT_SIZE, SMALL_FONT_SIZE = 11, 8
+BOLD = 1.05
+"""At most as much wider is bold text."""
 _CHARACTER = 6.2
 _WIDTHS = (
     dict.fromkeys("ijl", 2.8)
@@ -12,13 +14,22 @@ _WIDTHS = (
     | dict.fromkeys("fItr-", 4)
     | dict.fromkeys("cksvxyz", 5.7)
     | dict.fromkeys("ABCDEGHKNOPQRSUV", 7.6)
-    | dict.fromkeys("WMm", 11)
+    | dict.fromkeys("WMm\N{HORIZONTAL ELLIPSIS}", 11)
 )
 
 
 def text_width(text: str, *, size: float = FONT_SIZE) -> float:
     """About as wide as Helvetica and its likes draw it, in pixels."""
     return sum(_WIDTHS.get(character, _CHARACTER) for character in text) * size / FONT_SIZE
+
+
+def cut(text: str, width: float, *, size: float = FONT_SIZE) -> str:
+    """The text, or as much of its start as fits, with an ellipsis."""
+    end, shown = len(text), text
+    while end and text_width(shown, size=size) > width:
+        end -= 1
+        shown = f"{text[:end].rstrip()}\N{HORIZONTAL ELLIPSIS}"
+    return shown
 
 
 def fitting_name(names: Iterable[str], width: float, height: float) -> tuple[str, int] | None:

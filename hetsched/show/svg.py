@@ -13,7 +13,7 @@ from html import escape
 
 from hetsched.schedule.action import Action, Kind
 from hetsched.show.compare import Comparison
-from hetsched.show.fit import FONT_SIZE, SMALL_FONT_SIZE, fitting_name, text_width
+from hetsched.show.fit import BOLD, FONT_SIZE, SMALL_FONT_SIZE, cut, fitting_name, text_width
 from hetsched.show.label import Labels
 from hetsched.show.layer import Layer, scaling
 from hetsched.show.legend import legend_of
@@ -111,9 +111,9 @@ def to_svg(
         *(_pattern(number, look) for number, look in enumerate(palette.looks) if look.hatch is not Hatch.NONE),
         "</defs>",
         f'<rect width="{_WIDTH}" height="{height}" fill="#ffffff"/>',
-        f'<text x="{_LEFT}" y="34" font-size="18" font-weight="600">{escape(title)}</text>',
+        f'<text x="{_LEFT}" y="34" font-size="18" font-weight="600">{escape(_cut(title, size=18 * BOLD))}</text>',
         *(
-            f'<text x="{_LEFT}" y="{54 + 16 * row}" font-size="12" fill="{MUTED}">{escape(text)}</text>'
+            f'<text x="{_LEFT}" y="{54 + 16 * row}" font-size="12" fill="{MUTED}">{escape(_cut(text, size=12))}</text>'
             for row, text in enumerate(subtitles)
         ),
         *_axis(frame, bottom, unit),
@@ -132,6 +132,10 @@ def _make_frame(layers: Sequence[Layer], num_lanes: int) -> _Frame:
     left = _LEFT + 56 + round(text_width("0" * longest))
     end = max(1, *(layer.timeline.makespan_ns for layer in layers))
     return _Frame(left, _WIDTH - left - _RIGHT, 0, room, wire, 12 if room >= 16 else 3, len(layers), end)
+
+
+def _cut(text: str, *, size: float) -> str:
+    return cut(text, _WIDTH - 2 * _LEFT, size=size)
 
 
 def _subtitles(layers: Sequence[Layer], unit: Unit, comparison: Comparison | None) -> Iterator[str]:

@@ -148,6 +148,14 @@ def test_nothing_is_said_of_names_where_every_box_has_one() -> None:
     assert "too narrow" not in to_svg([Layer("step", colocated_step())], title="t")
 
 
+def test_a_long_title_ends_in_an_ellipsis_within_the_picture() -> None:
+    title = "a plan with a long name " * 9
+    texts = ElementTree.fromstring(to_svg([Layer("step", colocated_step())], title=title)).iter(f"{SVG}text")
+    (shown,) = (text.text or "" for text in texts if text.get("font-size") == "18")
+    assert shown.endswith("\N{HORIZONTAL ELLIPSIS}") and title.startswith(shown[:-1])
+    assert 1100 < text_width(shown, size=18) < 1232
+
+
 def luminance(color: str) -> float:
     """WCAG's relative luminance."""
     channels = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
