@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from hetsched.schedule.action import Action
 from hetsched.show.compare import Comparison
 from hetsched.show.layer import Layer, scaling
 from hetsched.show.memory import memory_of
@@ -93,15 +94,23 @@ def _metadata(what: str, process: int, track: int = 0, **args: Any) -> Event:
 
 def _slice(span: Span, process: int, track: int) -> Event:
     action = span.action
-    args: dict[str, Any] = {"module": action.module, "stage": action.stage}
-    if action.first is not None:
-        args |= {"first_microbatch": action.first, "last_microbatch": action.last}
+    args = _args(action)
+    if action.parts:
+        args = dict(zip(("forward", "backward"), map(_args, action.parts), strict=True))
     if span.peer is not None:
         args["peer_lane"] = span.peer
     start, end = _us(span.start_ns), _us(span.end_ns)
     # Rounded at both ends, so that neighbors touch and never overlap.
     event = {"ph": "X", "name": str(action), "cat": str(action.kind), "ts": start, "dur": round(end - start, 3)}
     return event | {"pid": process, "tid": track, "args": args}
+
+
+def _args(action: Action) -> dict[str, Any]:
+    """What an action works on."""
+    args: dict[str, Any] = {"module": action.module, "stage": action.stage}
+    if action.first is not None:
+        args |= {"first_microbatch": action.first, "last_microbatch": action.last}
+    return args
 
 
 def _us(time_ns: int) -> float:
