@@ -16,7 +16,8 @@ from typing import Any
 from hetsched.schedule.action import Action, Kind
 from hetsched.show.compare import Comparison
 from hetsched.show.label import Labels
-from hetsched.show.layer import Layer
+from hetsched.show.layer import Layer, scaling
+from hetsched.show.legend import legend_of
 from hetsched.show.memory import memory_of
 from hetsched.show.needs import compute_spans, needs
 from hetsched.show.palette import (
@@ -24,10 +25,12 @@ from hetsched.show.palette import (
     CRITICAL,
     GRID,
     LANE,
+    LINES,
     MUTED,
     SENT_BACKWARD,
     SENT_FORWARD,
     TEXT,
+    TILE,
     Palette,
 )
 from hetsched.show.unit import MILLISECOND, Unit
@@ -53,9 +56,13 @@ def to_html(
         comparison: of the first two layers.
     """
     palette = Palette(layer.timeline.program for layer in layers)
+    legend = legend_of(layers, palette)
     data = {
         "unit": {"ns": unit.ns, "name": unit.name},
         "looks": [asdict(look) for look in palette.looks],
+        "legend": {"looks": legend.looks, "key": legend.key},
+        "hatches": LINES,
+        "tile": TILE,
         "causes": CAUSES,
         "colors": {
             "lane": LANE,
@@ -100,7 +107,7 @@ def _layer(layer: Layer, palette: Palette) -> dict[str, Any]:
         "bound": timeline.lower_bound_ns,
         "prefixes": labels.prefixes,
         "lanes": [len(timeline.stream(lane, Stream.COMPUTE)) for lane in lanes],
-        "names": " ".join(str(span.action) for span in spans),
+        "names": " ".join(labels.of(span.action)[0] if span.action.parts else str(span.action) for span in spans),
         "labels": " ".join(labels.of(span.action)[0] for span in spans),
         "looks": [_look(palette, span.action) for span in spans],
         "times": _times(spans),
@@ -153,7 +160,7 @@ def _critical(timeline: Timeline, spans: Sequence[Span], received: Sequence[Span
 def _comparison(comparison: Comparison) -> dict[str, Any]:
     divergence = comparison.divergence
     return {
-        "scale": comparison.scale,
+        "scaling": scaling(comparison),
         "errors": [[e.name, e.count, e.predicted_ns, e.measured_ns, e.mean_error_ns] for e in comparison.errors],
         "divergence": None
         if divergence is None

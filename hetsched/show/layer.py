@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+from hetsched.show.compare import Comparison
 from hetsched.sim.timeline import Timeline
 
 
@@ -13,3 +15,10 @@ class Layer:
 
     name: str
     timeline: Timeline
+
+
+def scaling(comparison: Comparison | None) -> str:
+    """What a picture says after the name or the step of what was predicted; empty where its times are as they were."""
+    if comparison is None or math.isclose(comparison.scale, 1.0):
+        return ""
+    return f" (times scaled by {comparison.scale:.3g} to the same work)"

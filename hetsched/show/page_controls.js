@@ -14,11 +14,14 @@ function show(from, span) {
 function describe({ layer: index, span }) {
   const layer = layers[index];
   const lines = [`lane ${layer.lane[span]}${layers.length > 1 ? `, ${layer.name}` : ""}`];
-  lines.push(`${format(layer.start[span])} to ${format(layer.end[span])}, ${format(layer.end[span] - layer.start[span])}`);
-  for (const { maker, message } of layer.needs.get(span) || []) {
+  const [start, end] = [layer.start[span], layer.end[span]];
+  lines.push(`${format(start)} to ${format(end)}, lasts ${format(end - start)}`);
+  const needs = (layer.needs.get(span) || []).map(({ maker, message }) => {
     const by = message ? `, message ${format(message.start)} to ${format(message.end)}` : "";
-    lines.push(`needs ${layer.names[maker]} of lane ${layer.lane[maker]}, done ${format(layer.end[maker])}${by}`);
-  }
+    return `needs ${layer.names[maker]} of lane ${layer.lane[maker]}, done ${format(layer.end[maker])}${by}`;
+  });
+  // The two parts of a fused pair may need the two parts of another.
+  lines.push(...new Set(needs));
   if (span > layer.first[layer.lane[span]]) {
     lines.push(`follows ${layer.names[span - 1]}, idle between ${format(layer.start[span] - layer.end[span - 1])}`);
   }
@@ -50,8 +53,11 @@ function listen() {
   const canvas = $("lanes");
   let grabbed = null;
   canvas.addEventListener("wheel", (event) => {
+    const isAcross = event.shiftKey || Math.abs(event.deltaX) > Math.abs(event.deltaY);
+    // There is nothing further out: the wheel scrolls the page.
+    if (!isAcross && event.deltaY > 0 && state.to - state.from === total) return;
     event.preventDefault();
-    if (event.shiftKey || Math.abs(event.deltaX) > Math.abs(event.deltaY)) {
+    if (isAcross) {
       const moved = ((event.deltaX || event.deltaY) / state.width) * (state.to - state.from);
       show(state.from + moved, state.to - state.from);
     } else {
@@ -86,7 +92,8 @@ function listen() {
     ArrowLeft: () => show(state.from - quarter(), state.to - state.from),
     ArrowRight: () => show(state.from + quarter(), state.to - state.from),
   };
-  window.addEventListener("keydown", (event) => keys[event.key]?.());
+  // With one of these keys held they are the browser's own.
+  window.addEventListener("keydown", (event) => event.ctrlKey || event.metaKey || event.altKey || keys[event.key]?.());
   $("in").onclick = keys["+"];
   $("out").onclick = keys["-"];
   $("all").onclick = keys[0];

@@ -59,10 +59,9 @@ const x = (time) => LEFT + ((time - state.from) / (state.to - state.from)) * sta
 const timeAt = (px) => state.from + ((px - LEFT) / state.width) * (state.to - state.from);
 const rowTop = (lane, layer) => lane * laneHeight + layer * rowHeight + 2;
 
+// As the other formats write it, so that what is far from 0 has as many digits after the point as what is near.
 function format(time) {
-  const value = time / data.unit.ns;
-  const digits = Math.abs(value) >= 100 ? 2 : 4;
-  return `${Number(value.toFixed(digits))} ${data.unit.name}`.trim();
+  return `${Number((time / data.unit.ns).toFixed(4))} ${data.unit.name}`.trim();
 }
 
 function roundStep(smallest) {
@@ -70,8 +69,10 @@ function roundStep(smallest) {
   return [1, 2, 5, 10].map((factor) => factor * power).find((step) => step >= smallest * 0.999);
 }
 
-// The width of a digit.
-const glyph = () => (bar < 12 ? 5.1 : 6.2);
+// The size of the font in which a text fits into a box, if there is one. A digit is 0.57 as wide as its font is high.
+function fittingFont(text, width, height) {
+  return [11, 8].find((size) => size <= height && 0.57 * size * text.length + size / 3 <= width);
+}
 
 // The number of the first span of a lane that ends after a time.
 function firstAfter(layer, lane, time) {

@@ -19,20 +19,14 @@ function prepare(canvas, height) {
 
 function hatched(look) {
   const tile = document.createElement("canvas");
-  tile.width = tile.height = 6;
+  tile.width = tile.height = data.tile;
   const context = tile.getContext("2d");
   context.fillStyle = look.fill;
-  context.fillRect(0, 0, 6, 6);
+  context.fillRect(0, 0, data.tile, data.tile);
   context.strokeStyle = look.ink;
   context.globalAlpha = 0.38;
-  const lines = {
-    rising: [[-1, 1, 1, -1], [0, 6, 6, 0], [5, 7, 7, 5]],
-    falling: [[-1, 5, 1, 7], [0, 0, 6, 6], [5, -1, 7, 1]],
-    level: [[0, 3, 6, 3]],
-    dots: [[1, 1.5, 2, 1.5], [4, 4.5, 5, 4.5]],
-  }[look.hatch] || [];
   context.beginPath();
-  for (const [x0, y0, x1, y1] of lines) {
+  for (const [x0, y0, x1, y1] of data.hatches[look.hatch]) {
     context.moveTo(x0, y0);
     context.lineTo(x1, y1);
   }
@@ -44,6 +38,8 @@ const tiles = data.looks.map(hatched);
 const isHatched = data.looks.map((look) => look.hatch !== "none");
 
 function ticks(most) {
+  // A nanosecond cannot be divided: of a step that takes no time there is one tick.
+  if (total <= 1) return [[0, "0"]];
   const step = roundStep((state.to - state.from) / most / data.unit.ns);
   const result = [];
   for (let i = Math.ceil(state.from / data.unit.ns / step); i * step * data.unit.ns <= state.to; i++) {
@@ -104,7 +100,7 @@ function paintLane(context, layer, index, lane, patterns) {
   for (let span = firstAfter(layer, lane, state.from); span < layer.first[lane + 1]; span++) {
     if (layer.start[span] > state.to) break;
     const [left, right] = [x(layer.start[span]), x(layer.end[span])];
-    if (right > covered) paintSpan(context, layer, span, { top, left, width: right - left, patterns });
+    if (right > covered && right > left) paintSpan(context, layer, span, { top, left, width: right - left, patterns });
     covered = Math.max(covered, Math.floor(right));
   }
   context.restore();
@@ -119,18 +115,24 @@ function paintSpan(context, layer, span, box) {
     context.fillStyle = isHatched[number] && width >= 4 ? box.patterns[number] : data.looks[number].fill;
     context.fillRect(box.left, box.top + i * height, width, height);
   });
-  const label = layer.labels[span];
-  const room = glyph() * label.length;
-  if (looks.length > 1 || width < room + 4) return;
   const [left, right] = [Math.max(box.left, LEFT), Math.min(box.left + width, LEFT + state.width)];
-  const middle = (left + right) / 2;
-  const look = data.looks[looks[0]];
-  if (isHatched[looks[0]]) {
+  layer.labels[span].split("&").forEach((label, i) => {
+    const size = fittingFont(label, width, height);
+    if (size) paintName(context, label, looks[i], { middle: (left + right) / 2, size, y: box.top + (i + 0.5) * height });
+  });
+}
+
+// A name on a hatch stands on the plain fill.
+function paintName(context, label, number, { middle, size, y }) {
+  const look = data.looks[number];
+  context.font = `${size}px ${FONT}`;
+  if (isHatched[number]) {
+    const room = context.measureText(label).width + 4;
     context.fillStyle = look.fill;
-    context.fillRect(middle - room / 2 - 2, box.top + bar / 2 - 7, room + 4, 14);
+    context.fillRect(middle - room / 2, y - size / 2 - 1.5, room, size + 3);
   }
   context.fillStyle = look.ink;
-  context.fillText(label, middle, box.top + bar / 2 + 0.5);
+  context.fillText(label, middle, y + 0.5);
 }
 
 function paintIdle(context, layer, lane, top) {
@@ -162,7 +164,8 @@ function paintTransfers(context, layer, index) {
 function paintCritical(context, layer, index) {
   context.fillStyle = data.colors.critical;
   for (const number of layer.critical) {
-    if (number < 0 || layer.end[number] < state.from || layer.start[number] > state.to) continue;
+    if (number < 0 || layer.end[number] <= layer.start[number]) continue;
+    if (layer.end[number] < state.from || layer.start[number] > state.to) continue;
     const left = Math.max(LEFT, x(layer.start[number]));
     const right = Math.min(LEFT + state.width, x(layer.end[number]));
     context.fillRect(left, rowTop(layer.lane[number], index) + bar, Math.max(0.5, right - left), 2);
@@ -202,7 +205,8 @@ function paintMemory() {
   context.fillStyle = data.colors.text;
   context.textAlign = "left";
   const what = unit === "bytes" ? "memory" : "microbatches of state";
-  context.fillText(`${what} of lane ${state.lane}, other lanes in gray`, LEFT, 10);
+  const dashed = layers.slice(1).map((layer) => `, ${layer.name} dashed`).join("");
+  context.fillText(`${what} of lane ${state.lane}${dashed}, other lanes in gray`, LEFT, 10);
   context.fillStyle = data.colors.muted;
   context.textAlign = "right";
   for (const value of [0, most]) context.fillText(amount(value, unit), LEFT - 8, y(value));

@@ -7,16 +7,22 @@ function element(tag, text, parent) {
   return made;
 }
 
+function sample(name, fill) {
+  const entry = element("span", "", $("legend"));
+  const made = document.createElement("canvas");
+  [made.width, made.height] = [24, 12];
+  const context = made.getContext("2d");
+  context.fillStyle = fill(context);
+  context.fillRect(0, 0, 24, 12);
+  entry.append(made, name);
+}
+
 function legend() {
-  data.looks.forEach((look, number) => {
-    const entry = element("span", "", $("legend"));
-    const sample = document.createElement("canvas");
-    [sample.width, sample.height] = [24, 12];
-    const context = sample.getContext("2d");
-    context.fillStyle = context.createPattern(tiles[number], "repeat");
-    context.fillRect(0, 0, 24, 12);
-    entry.append(sample, look.name);
-  });
+  for (const number of data.legend.looks) {
+    sample(data.looks[number].name, (context) => context.createPattern(tiles[number], "repeat"));
+  }
+  sample("idle", () => data.colors.lane);
+  element("span", data.legend.key, $("legend"));
 }
 
 function table(caption, head, rows) {
@@ -39,7 +45,7 @@ function table(caption, head, rows) {
 }
 
 function percent(part, whole) {
-  return whole ? `${((100 * part) / whole).toFixed(1)}%` : "";
+  return `${whole ? ((100 * part) / whole).toFixed(1) : "0.0"}%`;
 }
 
 function bubbleTable(layer) {
@@ -69,11 +75,13 @@ function comparisonTable({ errors, divergence }) {
 }
 
 function summary() {
-  $("summary").textContent = layers.map((layer) => {
+  $("summary").textContent = layers.map((layer, index) => {
     const idle = layer.bubbles.flat().reduce((a, b) => a + b, 0);
     const above = layer.bound ? `, ${percent(layer.makespan - layer.bound, layer.bound)} above the lower bound` : "";
     const share = percent(idle, layer.makespan * layer.lanes.length);
-    return `${layers.length > 1 ? `${layer.name}: ` : ""}step ${format(layer.makespan)}, idle ${share} of lane time${above}`;
+    const name = layers.length > 1 ? `${layer.name}: ` : "";
+    const scaling = index === 0 && data.comparison ? data.comparison.scaling : "";
+    return `${name}step ${format(layer.makespan)}${scaling}, idle ${share} of lane time${above}`;
   }).join("; ");
 }
 

@@ -1,7 +1,7 @@
 """Colors and hatches of actions, told apart without color too.
 
-The language model has cool colors without a hatch, each encoder a warm or green pair of its own with one; forwards are
-light and backwards dark, so that the four differ in gray, in print and for every kind of color blindness.
+The language model has cool colors without a hatch, each encoder a warm or green pair with a hatch of its own; forwards
+are light and backwards dark, so that all differ in gray, in print and for every kind of color blindness.
 """
 
 from __future__ import annotations
@@ -26,7 +26,35 @@ class Hatch(StrEnum):
     RISING = "rising"
     FALLING = "falling"
     LEVEL = "level"
+    UPRIGHT = "upright"
+    CROSSED = "crossed"
+    ZIGZAG = "zigzag"
+    GRID = "grid"
+    DASHES = "dashes"
+    PLUSES = "pluses"
     DOTS = "dots"
+
+
+TILE = 6
+"""Pixels after which a hatch repeats, in both directions."""
+_RISING = ((-1, 1, 1, -1), (0, 6, 6, 0), (5, 7, 7, 5))
+_FALLING = ((-1, 5, 1, 7), (0, 0, 6, 6), (5, -1, 7, 1))
+_LEVEL = ((0, 3, 6, 3),)
+_UPRIGHT = ((3, 0, 3, 6),)
+LINES: dict[Hatch, tuple[tuple[float, float, float, float], ...]] = {
+    Hatch.NONE: (),
+    Hatch.RISING: _RISING,
+    Hatch.FALLING: _FALLING,
+    Hatch.LEVEL: _LEVEL,
+    Hatch.UPRIGHT: _UPRIGHT,
+    Hatch.CROSSED: _RISING + _FALLING,
+    Hatch.ZIGZAG: ((0, 4.5, 3, 1.5), (3, 1.5, 6, 4.5)),
+    Hatch.GRID: _LEVEL + _UPRIGHT,
+    Hatch.DASHES: ((0, 1.5, 3, 1.5), (3, 4.5, 6, 4.5)),
+    Hatch.PLUSES: ((1, 3, 5, 3), (3, 1, 3, 5)),
+    Hatch.DOTS: ((1, 1.5, 2, 1.5), (4, 4.5, 5, 4.5)),
+}
+"""The lines of a tile, each from (x, y) to (x, y)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +79,8 @@ _SINK = {
     Kind.I: ("#4a8fc4", LIGHT_INK, Hatch.NONE),
     Kind.W: ("#d8d2e8", DARK_INK, Hatch.DOTS),
 }
-_ENCODERS = (
-    ("#fbd48a", "#c2561a", Hatch.RISING),
-    ("#b4dfc5", "#217a58", Hatch.FALLING),
-    ("#eac3da", "#8f3f76", Hatch.LEVEL),
-)
+_ENCODERS = (("#fbd48a", "#c2561a"), ("#b4dfc5", "#217a58"), ("#eac3da", "#8f3f76"))
+_ENCODER_HATCHES = tuple(hatch for hatch in Hatch if hatch not in (Hatch.NONE, Hatch.DOTS))
 _COLLECTIVE = ("#8b929a", LIGHT_INK, Hatch.NONE)
 
 CAUSES = dict(zip(Bubble().by_cause(), ("#c9d3dc", "#9fb0be", "#b5446e", "#e0a526", "#5b6874"), strict=True))
@@ -97,6 +122,8 @@ class Palette:
         name = f"{module} {kind}"
         if module not in self._encoders:
             return Look(name, *_SINK[kind])
-        light, dark, hatch = _ENCODERS[self._encoders.index(module) % len(_ENCODERS)]
+        index = self._encoders.index(module)
+        light, dark = _ENCODERS[index % len(_ENCODERS)]
+        hatch = _ENCODER_HATCHES[index % len(_ENCODER_HATCHES)]
         is_forward = kind is Kind.F
         return Look(name, light if is_forward else dark, DARK_INK if is_forward else LIGHT_INK, hatch)

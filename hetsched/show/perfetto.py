@@ -12,7 +12,9 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from hetsched.show.layer import Layer
+from hetsched.schedule.action import Action
+from hetsched.show.compare import Comparison
+from hetsched.show.layer import Layer, scaling
 from hetsched.show.memory import memory_of
 from hetsched.sim.messages import message_pairs
 from hetsched.sim.timeline import Span, Stream
@@ -24,23 +26,29 @@ _NS_PER_US = 1000
 Event = dict[str, Any]
 
 
-def to_perfetto(layers: Sequence[Layer]) -> str:
-    """A JSON object of trace events; its times are microseconds."""
+def to_perfetto(layers: Sequence[Layer], *, comparison: Comparison | None = None) -> str:
+    """A JSON object of trace events; its times are microseconds.
+
+    Args:
+        layers: a process for each lane of each.
+        comparison: of the first two layers.
+    """
     events: list[Event] = []
     first_process = 1
-    for layer in layers:
+    for index, layer in enumerate(layers):
         prefix = f"{layer.name} " if len(layers) > 1 else ""
-        events += _layer(layer, first_process, prefix)
+        suffix = scaling(comparison) if index == 0 else ""
+        events += _layer(layer, first_process, prefix, suffix)
         first_process += len(layer.timeline.program.lanes)
     return json.dumps({"traceEvents": events, "displayTimeUnit": "ms"})
 
 
-def _layer(layer: Layer, first_process: int, prefix: str) -> Iterator[Event]:
+def _layer(layer: Layer, first_process: int, prefix: str, suffix: str) -> Iterator[Event]:
     timeline, memory = layer.timeline, memory_of(layer.timeline)
     track_of: dict[int, int] = {}
     for lane, curve in enumerate(memory.curves):
         process = first_process + lane
-        yield _metadata("process_name", process, name=f"{prefix}lane {lane}")
+        yield _metadata("process_name", process, name=f"{prefix}lane {lane}{suffix}")
         yield _metadata("process_sort_index", process, sort_index=process)
         for stream, first in _TRACKS.items():
             for number, spans in enumerate(_without_overlap(timeline.stream(lane, stream))):
@@ -86,15 +94,23 @@ def _metadata(what: str, process: int, track: int = 0, **args: Any) -> Event:
 
 def _slice(span: Span, process: int, track: int) -> Event:
     action = span.action
-    args: dict[str, Any] = {"module": action.module, "stage": action.stage}
-    if action.first is not None:
-        args |= {"first_microbatch": action.first, "last_microbatch": action.last}
+    args = _args(action)
+    if action.parts:
+        args = dict(zip(("forward", "backward"), map(_args, action.parts), strict=True))
     if span.peer is not None:
         args["peer_lane"] = span.peer
     start, end = _us(span.start_ns), _us(span.end_ns)
     # Rounded at both ends, so that neighbors touch and never overlap.
     event = {"ph": "X", "name": str(action), "cat": str(action.kind), "ts": start, "dur": round(end - start, 3)}
     return event | {"pid": process, "tid": track, "args": args}
+
+
+def _args(action: Action) -> dict[str, Any]:
+    """What an action works on."""
+    args: dict[str, Any] = {"module": action.module, "stage": action.stage}
+    if action.first is not None:
+        args |= {"first_microbatch": action.first, "last_microbatch": action.last}
+    return args
 
 
 def _us(time_ns: int) -> float:

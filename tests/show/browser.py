@@ -84,6 +84,10 @@ class Browser:
         self._ask("/actions", {"actions": [{"type": "wheel", "id": "wheel", "actions": [turn]}]})
         self.settle()
 
+    def use_media(self, name: str) -> None:
+        """Lay pages out for print, or, with an empty name, for the screen again."""
+        self._ask("/goog/cdp/execute", {"cmd": "Emulation.setEmulatedMedia", "params": {"media": name}})
+
     def complaints(self) -> list[str]:
         """The errors on the page's console since it was last asked."""
         return [e["message"] for e in self._ask("/se/log", {"type": "browser"}) if e["level"] == "SEVERE"]

@@ -9,6 +9,8 @@ from typing import TypeVar
 from hetsched.layout.placement import Edge, ModuleOnLanes, Topology
 from hetsched.lower.transfers import lower_transfers
 from hetsched.schedule.table import ActionTable
+from hetsched.show.compare import Comparison, compare, scaled
+from hetsched.show.layer import Layer
 from hetsched.sim.costs import Costs, Link
 from hetsched.sim.simulate import simulate
 from hetsched.sim.timeline import Span, Stream, Timeline, make_timeline
@@ -38,6 +40,13 @@ def changed(timeline: Timeline, change: Callable[[Span], Span | None]) -> Timeli
     """The timeline with every span changed, or dropped where the change is None."""
     spans = (change(span) for span in timeline.spans)
     return make_timeline(timeline.program, [span for span in spans if span is not None])
+
+
+def scaled_comparison() -> tuple[list[Layer], Comparison]:
+    """A prediction whose times are four times those that were measured, and were scaled to them."""
+    timeline = colocated_step()
+    comparison = compare(timeline, scaled(timeline, 0.25), is_scaled=True)
+    return [Layer("predicted", comparison.predicted), Layer("measured", comparison.measured)], comparison
 
 
 def later_from(timeline: Timeline, action: str, by_ns: int) -> Timeline:

@@ -11,9 +11,12 @@ import pytest
 
 from hetsched.show.layer import Layer
 from hetsched.show.perfetto import to_perfetto
+from hetsched.sim.costs import Costs
 from hetsched.sim.messages import message_pairs
+from hetsched.sim.simulate import simulate
 from hetsched.sim.timeline import Stream, Timeline
-from tests.show.steps import MS, changed, colocated_step
+from tests.plan.pipelines import lowered, unlowered
+from tests.show.steps import MS, changed, colocated_step, scaled_comparison
 
 Events = list[dict[str, Any]]
 NEEDED = {
@@ -99,6 +102,22 @@ def test_each_lane_is_a_process_with_a_track_an_engine_and_a_memory_counter() ->
     assert {e["pid"] for e in counters} == set(processes)
     # All vision forwards come first, and of its own pipeline lane 0 keeps 4 microbatches.
     assert max(e["args"]["held"] for e in counters) == 8
+
+
+def test_the_lanes_of_a_prediction_say_how_its_times_were_scaled() -> None:
+    layers, comparison = scaled_comparison()
+    events = json.loads(to_perfetto(layers, comparison=comparison))["traceEvents"]
+    names = [e["args"]["name"] for e in events if e["name"] == "process_name"]
+    assert names[3:5] == ["predicted lane 3 (times scaled by 0.25 to the same work)", "measured lane 0"]
+
+
+def test_a_fused_pair_says_what_both_its_parts_work_on() -> None:
+    timeline = simulate(lowered(unlowered("dualpipev", 2, 6)), Costs.constant(F=MS, I=MS, W=MS))
+    args = {e["name"]: e["args"] for e in events_of(timeline) if e["ph"] == "X"}
+    assert args["(llm:2F2;llm:1B0)OVERLAP_F_B"] == {
+        "forward": {"module": "llm", "stage": 2, "first_microbatch": 2, "last_microbatch": 2},
+        "backward": {"module": "llm", "stage": 1, "first_microbatch": 0, "last_microbatch": 0},
+    }
 
 
 def move(events: Events, phase: str, **fields: Any) -> Events:

@@ -11,15 +11,19 @@ from xml.etree import ElementTree
 import pytest
 
 from hetsched.cli.schedule_flags import MODULE
-from hetsched.schedule.action import Kind
+from hetsched.layout.placement import Edge, ModuleOnLanes, Topology
+from hetsched.schedule.action import Kind, act
+from hetsched.schedule.program import Program
+from hetsched.show.compare import compare
+from hetsched.show.fit import FONT_SIZE, text_width
 from hetsched.show.layer import Layer
-from hetsched.show.palette import Hatch, Look, Palette
+from hetsched.show.palette import LINES, Hatch, Look, Palette
 from hetsched.show.svg import to_svg
 from hetsched.sim.costs import Costs
 from hetsched.sim.simulate import simulate
 from hetsched.sim.timeline import Stream, Timeline
 from tests.plan.pipelines import lowered, unlowered
-from tests.show.steps import colocated_step, idle_seconds
+from tests.show.steps import MS, colocated_step, idle_seconds, scaled_comparison
 
 SVG = "{http://www.w3.org/2000/svg}"
 BOX = re.compile(r"M([\d.]+) (\d+)h([\d.]+)v(\d+)h-[\d.]+z")
@@ -61,23 +65,95 @@ def test_a_fused_pair_is_drawn_as_its_two_parts() -> None:
     assert pairs and sum(map(len, boxes(root_of(timeline)).values())) == computed + pairs
 
 
+def test_a_block_too_narrow_to_be_seen_is_widened_and_lies_over_its_neighbors() -> None:
+    root = root_of(simulate(lowered(unlowered("1f1b", 4, 8)), Costs.constant(F=1000, B=1_000_000)))
+    forward, backward = (look.fill for look in Palette([unlowered("1f1b", 4, 8)]).looks)
+    assert [width for _, _, width in boxes(root)[forward]] == [0.5] * 32
+    order = [path.get("fill") for path in root.iter(f"{SVG}path")]
+    for at in range(0, 8, 2):
+        assert [fill for fill in order if fill in (forward, backward)][at : at + 2] == [backward, forward]
+
+
+def test_what_takes_no_time_is_no_block() -> None:
+    root = root_of(simulate(lowered(unlowered("1f1b", 4, 8)), Costs.constant(F=0, B=1_000_000)))
+    assert sum(map(len, boxes(root).values())) == 32
+
+
+def test_the_axis_of_a_step_that_takes_no_time_has_one_tick() -> None:
+    root = root_of(simulate(lowered(unlowered("1f1b", 4, 8)), Costs.constant(F=0, B=0)))
+    (axis,) = (group for group in root.iter(f"{SVG}g") if group.get("text-anchor") == "middle")
+    assert [text.text for text in axis] == ["0", "ms"]
+
+
 def test_the_title_is_text_and_the_legend_names_every_look() -> None:
     texts = [text.text for text in root_of(colocated_step()).iter(f"{SVG}text")]
     assert "a <step> & more" in texts
     assert {"llm F", "llm B", "vision F", "vision B", "idle", "critical path"} <= set(texts)
+    assert "F forward, B backward" in texts
+
+
+def test_the_legend_has_transfers_only_where_they_take_time() -> None:
+    transfers = {"transfer forward", "transfer backward"}
+    assert transfers <= {text.text for text in root_of(colocated_step()).iter(f"{SVG}text")}
+    free = simulate(colocated_step().program, Costs.constant(F=MS, B=MS))
+    assert transfers.isdisjoint(text.text for text in root_of(free).iter(f"{SVG}text"))
+
+
+def test_the_legend_leaves_out_what_takes_no_time_and_spells_out_the_rest() -> None:
+    timeline = simulate(lowered(unlowered("zb-h1", 4, 8)), Costs.constant(F=0, I=MS, W=MS))
+    texts = [text.text for text in root_of(timeline).iter(f"{SVG}text")]
+    assert {"llm I", "llm W", "I input gradient, W weight gradient"} <= set(texts) and "llm F" not in texts
+
+
+def test_the_subtitle_says_how_predicted_times_were_scaled() -> None:
+    layers, comparison = scaled_comparison()
+    text = "predicted step 64.775 ms (times scaled by 0.25 to the same work), idle"
+    assert text in to_svg(layers, title="t", comparison=comparison)
+    timeline = colocated_step()
+    assert "scaled" not in to_svg([Layer("step", timeline)], title="t", comparison=compare(timeline, timeline))
 
 
 def test_names_of_blocks_do_not_overlap() -> None:
     rows: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for text in root_of(colocated_step()).iter(f"{SVG}text"):
         if re.fullmatch(r"v?[FB]\d*", text.text or ""):
-            half = 6.2 * len(text.text or "") / 2
+            half = text_width(text.text or "", size=float(text.get("font-size") or FONT_SIZE)) / 2
             x = float(text.get("x") or 0)
             rows[text.get("y") or ""].append((x - half, x + half))
     assert sum(map(len, rows.values())) > 20
     for row in rows.values():
         for (_, end), (start, _) in pairwise(sorted(row)):
             assert end <= start
+
+
+def test_each_part_of_a_fused_pair_has_its_name() -> None:
+    timeline = simulate(lowered(unlowered("dualpipev", 2, 6)), Costs.constant(F=100, I=100, W=100))
+    at = {text.text: (text.get("x"), float(text.get("y") or 0)) for text in root_of(timeline).iter(f"{SVG}text")}
+    pairs = [span.action.parts for span in timeline.spans if span.action.parts]
+    for forward, backward in pairs:
+        (x, above), (same_x, below) = (at[f"{part.stage}{part.kind}{part.first}"] for part in (forward, backward))
+        assert x == same_x and above < below
+
+
+def test_a_name_is_small_where_only_that_fits_and_what_has_none_is_counted() -> None:
+    root = root_of(simulate(lowered(unlowered("1f1b", 16, 32)), Costs.constant(F=100, B=200)))
+    texts = list(root.iter(f"{SVG}text"))
+    names = [text for text in texts if re.fullmatch(r"[FB]\d+", text.text or "")]
+    assert {text.get("font-size") for text in names} == {"8"}
+    assert len(names) == 160
+    assert "864 of 1024 boxes too narrow for names; see --format html" in [text.text for text in texts]
+
+
+def test_nothing_is_said_of_names_where_every_box_has_one() -> None:
+    assert "too narrow" not in to_svg([Layer("step", colocated_step())], title="t")
+
+
+def test_a_long_title_ends_in_an_ellipsis_within_the_picture() -> None:
+    title = "a plan with a long name " * 9
+    texts = ElementTree.fromstring(to_svg([Layer("step", colocated_step())], title=title)).iter(f"{SVG}text")
+    (shown,) = (text.text or "" for text in texts if text.get("font-size") == "18")
+    assert shown.endswith("\N{HORIZONTAL ELLIPSIS}") and title.startswith(shown[:-1])
+    assert 1100 < text_width(shown, size=18) < 1232
 
 
 def luminance(color: str) -> float:
@@ -105,6 +181,20 @@ def test_looks_differ_without_color() -> None:
     looks = all_looks()
     assert {look.name for look in looks} >= {f"{MODULE} {kind}" for kind in (Kind.F, Kind.B, Kind.I, Kind.W)}
     assert [pair for pair in combinations(looks, 2) if not are_told_apart_in_gray(*pair)] == []
+
+
+def test_nine_encoders_differ_without_color() -> None:
+    names = [f"encoder{n}" for n in range(9)]
+    modules = [ModuleOnLanes(name, (((0,),),), takes_items=True) for name in names]
+    topology = Topology(1, (*modules, ModuleOnLanes("llm", (((0,),),))), tuple(Edge(name, "llm") for name in names))
+    actions = [act(module.name, 0, kind, 0) for kind in (Kind.F, Kind.B) for module in topology.modules]
+    looks = Palette([Program(topology, 1, (tuple(actions),))]).looks
+    assert len(looks) == 20
+    assert [pair for pair in combinations(looks, 2) if not are_told_apart_in_gray(*pair)] == []
+
+
+def test_hatches_have_lines_of_their_own() -> None:
+    assert len(set(LINES.values())) == len(Hatch) == len(LINES)
 
 
 def test_two_looks_of_one_gray_would_be_found() -> None:
