@@ -2,8 +2,10 @@
 
 A linear layer is the only place where computing the weight's gradient can wait at no cost: it needs the layer's
 input and its output's gradient, both of which exist after I. All else (biases, norms, embeddings, parameters of a
-stage's own autograd Functions) is computed in I, where it costs little or cannot be taken apart, so that I and W
-together give exactly what B gives. Source: Qi et al. 2023 (arXiv 2401.10241), section 2.
+stage's own autograd Functions, what a weight is itself computed from) is computed in I, where it costs little or cannot
+be taken apart, so that I and W together give exactly what B gives.
+
+Source: Qi et al. 2023 (arXiv 2401.10241), section 2.
 """
 
 from __future__ import annotations
@@ -59,10 +61,15 @@ class WeightGradients:
 
 
 def _forward(layer: nn.Linear, owner: WeightGradients, rows: Tensor) -> Tensor:
-    if not layer.weight.requires_grad:
+    if not _can_wait(layer.weight):
         return F.linear(rows, layer.weight, layer.bias)
     out: Tensor = _DeferrableLinear.apply(rows, layer.weight, layer.bias, owner)  # type: ignore[no-untyped-call]
     return out
+
+
+def _can_wait(weight: Tensor) -> bool:
+    """Whether nothing follows from a weight's gradient; asked in each forward, as hooks may set the weight before."""
+    return weight.requires_grad and weight.is_leaf
 
 
 class _DeferrableLinear(torch.autograd.Function):
