@@ -206,7 +206,8 @@ class Executor:
             boundary[edge.split("->")[0]] = BoundaryRows(leaf, self._work.boundary_index(edge, m))
             leaves[edge] = leaf
         output = self._call(a, rows, self._work.meta(a.module, a.stage, [m], boundary))
-        self._check(a, output, self._work.num_rows(a.module, a.stage, m))
+        given = [x for x in (rows, *leaves.values()) if x is not None]
+        self._check(a, output, self._work.num_rows(a.module, a.stage, m), given)
         gradient = None
         if isinstance(output, tuple):
             output, gradient = self._loss(a, m, output)
@@ -219,7 +220,7 @@ class Executor:
             return
         output = self._call(a, None, self._work.meta(a.module, a.stage, present, {}))
         sizes = [self._work.num_rows(a.module, a.stage, m) or 0 for m in present]
-        self._check(a, output, sum(sizes))
+        self._check(a, output, sum(sizes), [])
         for m, rows in zip(present, output.split(sizes), strict=True):
             self._live[a.module, a.stage, m] = _Live(None, {}, rows)
 
@@ -230,8 +231,9 @@ class Executor:
                 return checkpoint(stage, rows, meta, use_reentrant=False)
             return stage(rows, meta)
 
-    def _check(self, a: Action, output: Any, num_rows: int | None) -> None:
-        check_output(output, a, num_rows=num_rows, is_trained=self._is_trained[a.module, a.stage])
+    def _check(self, a: Action, output: Any, num_rows: int | None, given: Sequence[Tensor]) -> None:
+        is_trained = self._is_trained[a.module, a.stage] or any(x.requires_grad and len(x) for x in given)
+        check_output(output, a, num_rows=num_rows, needs_gradient=is_trained)
 
     def _loss(self, a: Action, microbatch: int, output: tuple[Any, ...]) -> tuple[Tensor, Tensor | None]:
         """The loss of a microbatch, and its gradient."""

@@ -21,7 +21,7 @@ from hetsched.schedule.action import parse_action
 from tests.dist.plans import make_plan
 from tests.dist.pool import Pool
 from tests.dist.ragged import RaggedSource
-from tests.dist.test_lent_rows import HIDDEN, ROWS, run
+from tests.dist.test_lent_rows import HIDDEN, ROWS, Scores, run
 
 FORWARD = parse_action("llm:2F0")
 SCALAR = torch.zeros((), requires_grad=True)
@@ -35,35 +35,41 @@ MADE = torch.zeros(3, 4, requires_grad=True)
         (MADE.flatten(), 3, r"a tensor of shape [12]; return rows, [3, hidden]"),
         ((MADE, 1), 3, r"(a tensor of shape [3, 4], an object of type int); return rows, [3, hidden]"),
         (None, 3, r"an object of type NoneType; return rows, [3, hidden]"),
-        (MADE.detach(), 3, r"a tensor of shape [3, 4]; return what its parameters made: no gradient reaches them"),
+        (MADE.detach(), 3, r"a tensor of shape [3, 4]; return rows that its rows and parameters made: what is"),
         (SCALAR, None, r"a tensor of shape []; return (loss_sum, weight): a scalar tensor"),
         ((SCALAR,), None, r"(a tensor of shape []); return (loss_sum, weight)"),
         ((MADE, 3), None, r"(a tensor of shape [3, 4], an object of type int); return (loss_sum, weight)"),
         ((1.5, 3), None, r"(an object of type float, an object of type int); return (loss_sum, weight)"),
+        ((SCALAR.detach(), 3), None, r"(a tensor of shape [], an object of type int); return a loss that its rows and"),
+        ((SCALAR.detach(), torch.ones(())), None, r"(a tensor of shape [], a tensor of shape []); return a loss that"),
     ],
 )
 def test_what_breaks_the_contract_is_told_with_what_to_return(output: Any, num_rows: int | None, said: str) -> None:
     with pytest.raises(DataError, match=re.escape(f"stage 2 of module llm returned {said}")):
-        check_output(output, FORWARD, num_rows=num_rows, is_trained=True)
+        check_output(output, FORWARD, num_rows=num_rows, needs_gradient=True)
 
 
 @pytest.mark.parametrize(
-    ("output", "num_rows", "is_trained"),
+    ("output", "num_rows", "needs_gradient"),
     [
         (MADE, 3, True),
         (MADE.detach(), 3, False),
         (MADE[:0].detach(), 0, True),
         ((SCALAR, 3), None, True),
-        ((SCALAR.detach(), torch.ones(()), MADE), None, True),
+        ((SCALAR, torch.ones(()), MADE), None, True),
+        ((SCALAR.detach(), 3), None, False),
+        ((SCALAR.detach(), 0), None, True),
+        ((SCALAR.detach(), torch.zeros(())), None, True),
     ],
 )
-def test_what_keeps_it_passes(output: Any, num_rows: int | None, is_trained: bool) -> None:
-    check_output(output, FORWARD, num_rows=num_rows, is_trained=is_trained)
+def test_what_keeps_it_passes(output: Any, num_rows: int | None, needs_gradient: bool) -> None:
+    check_output(output, FORWARD, num_rows=num_rows, needs_gradient=needs_gradient)
 
 
 def test_nothing_needs_a_gradient_where_nobody_trains() -> None:
     with torch.no_grad():
-        check_output(MADE.detach(), FORWARD, num_rows=3, is_trained=True)
+        check_output(MADE.detach(), FORWARD, num_rows=3, needs_gradient=True)
+        check_output((SCALAR.detach(), 3), FORWARD, num_rows=None, needs_gradient=True)
 
 
 class Short(nn.Module):
@@ -74,17 +80,32 @@ class Short(nn.Module):
 
 
 class Detached(nn.Module):
-    """Has a parameter, and makes nothing of it."""
+    """Makes nothing of its parameter, or without one of its rows, which somebody behind it trains."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_frozen: bool) -> None:
         super().__init__()
-        self.scale = nn.Parameter(torch.ones(HIDDEN, dtype=torch.float64))
+        self.scale = nn.Parameter(torch.ones(HIDDEN, dtype=torch.float64), requires_grad=not is_frozen)
 
     def forward(self, rows: Tensor, meta: StageMeta) -> Tensor:
         return (rows * self.scale).detach()
 
 
-@pytest.mark.parametrize(("stage", "said"), [(Short(), rf"\[{ROWS - 1}, {HIDDEN}\]"), (Detached(), "no gradient")])
+class DetachedScores(Scores):
+    """A last stage whose loss is cut off from its rows."""
+
+    def forward(self, rows: Tensor, meta: StageMeta) -> tuple[Tensor, ...]:
+        return super().forward(rows.detach(), meta)
+
+
+BROKEN = [
+    (Short(), rf"\[{ROWS - 1}, {HIDDEN}\]"),
+    (Detached(is_frozen=False), "rows that its rows and parameters made"),
+    (Detached(is_frozen=True), "rows that its rows and parameters made"),
+    (DetachedScores(), "a loss that its rows and parameters made"),
+]
+
+
+@pytest.mark.parametrize(("stage", "said"), BROKEN)
 def test_a_stage_is_held_to_it_before_anything_is_sent(stage: nn.Module, said: str) -> None:
     with pytest.raises(DataError, match=f"stage 1 of module llm returned .*{said}"):
         run("1RECV_F0 1F0 1SEND_F0", stage)
