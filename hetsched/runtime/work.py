@@ -81,8 +81,7 @@ class RankStep:
         parcel = Parcel(self._device, self._dtype)
         metas: dict[tuple[str, int], PackedMeta] = {}
         for module, at in self._where.items():
-            last = self._plan.modules[module].layout.num_stages - 1
-            reads = at.pp in {self._plan.pipeline_rank(module, stage) for stage in (0, last)}
+            reads = at.pp in {self._plan.pipeline_rank(module, stage) for stage in self._reading(module)}
             for m in range(self._plan.microbatches):
                 held = self._held(module, m)
                 inputs = load_held(batch, held, cp=at.cp) if reads else {}
@@ -133,6 +132,8 @@ class RankStep:
         self, module: str, stage: int, microbatches: Sequence[int], boundary: Mapping[str, BoundaryRows]
     ) -> StageMeta:
         first, *others = (self._metas[module, m] for m in microbatches)
+        if stage not in self._reading(module):
+            first = replace(first, inputs={})
         if not others:
             return replace(first, boundary=boundary) if boundary else first
         inputs = {key: torch.cat([tensor, *(of.inputs[key] for of in others)]) for key, tensor in first.inputs.items()}
@@ -178,6 +179,10 @@ class RankStep:
 
     def needs_input_gradient(self, module_or_edge: str) -> bool:
         return self._plan.has_backward(module_or_edge.split("->")[0])
+
+    def _reading(self, module: str) -> tuple[int, int]:
+        """The stages that are given what was loaded."""
+        return 0, self._plan.modules[module].layout.num_stages - 1
 
     def _held(self, module: str, microbatch: int) -> Held:
         return self._step.shares[module, microbatch][self._where[module].dp]
