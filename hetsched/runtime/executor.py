@@ -34,12 +34,14 @@ class StepWork(Protocol):
 
     Attributes:
         divisor: weight of the global batch.
+        dtype: of the rows between stages.
         signals_to: by place in the list, whom an encoder's backward tells that it has given up its state.
         signals_from: by place, how many signals of which ranks an encoder's forward awaits.
         given_back: by place, whose rows nothing reads after that action, where rows are lent.
     """
 
     divisor: int
+    dtype: torch.dtype
     signals_to: Mapping[int, Sequence[tuple[Transfer, Collection[int]]]]
     signals_from: Mapping[int, Sequence[tuple[Transfer, Mapping[int, int]]]]
     given_back: Mapping[int, Sequence[Transfer]]
@@ -228,8 +230,13 @@ class Executor:
         stage = self._stages[a.module, a.stage]
         with self._recorder.working():
             if torch.is_grad_enabled() and all(self._work.recomputes(a.module, m) for m in a.microbatches):
-                return checkpoint(stage, rows, meta, use_reentrant=False)
-            return stage(rows, meta)
+                output = checkpoint(stage, rows, meta, use_reentrant=False)
+            else:
+                output = stage(rows, meta)
+            # Before they are sent or handed on, so that the next stage is given the same wherever it is.
+            if isinstance(output, Tensor) and output.dtype != self._work.dtype:
+                output = output.to(self._work.dtype)
+            return output
 
     def _check(self, a: Action, output: Any, num_rows: int | None, given: Sequence[Tensor]) -> None:
         is_trained = self._is_trained[a.module, a.stage] or any(x.requires_grad and len(x) for x in given)

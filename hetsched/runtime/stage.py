@@ -52,6 +52,9 @@ class StageMeta:
     divided by anything, and the number that the sample weights of the microbatch must add up to. Both are read when the
     step ends, so neither may be memory that the stage writes again.
 
+    Rows between stages are of the plan's dtype, and those of a boundary of the boundary's, if it has one of its own.
+    Rows that a stage returns in another one, as under autocast, are cast; losses are not.
+
     ``rows`` and those of boundaries may lie in memory that is used again once the microbatch's backward (without one,
     its forward) is done. Autograd and what a stage returns are taken care of; what a stage keeps by itself, for a
     statistic or a cache, must be a copy. They must not be changed in place, as others may have the same memory.

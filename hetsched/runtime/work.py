@@ -54,7 +54,7 @@ class RankStep:
     ) -> None:
         self.divisor, self.rooms = step.divisor, StepRooms() if rooms is None else rooms
         self._plan, self._step, self._rank, self._channels, self._device = plan, step, rank, channels, device
-        self._dtype: torch.dtype = getattr(torch, plan.dtype)
+        self.dtype: torch.dtype = getattr(torch, plan.dtype)
         self._where = {name: grid.coordinates(rank) for name, grid in plan.grids.items() if rank in grid}
         _, self._ranks_of = make_topology(plan)
         self._lane = next(lane for lane, ranks in enumerate(self._ranks_of) if rank in ranks)
@@ -78,7 +78,7 @@ class RankStep:
         Raises:
             DataError: as by hetsched.runtime.feed.load_held.
         """
-        parcel = Parcel(self._device, self._dtype)
+        parcel = Parcel(self._device, self.dtype)
         metas: dict[tuple[str, int], PackedMeta] = {}
         for module, at in self._where.items():
             reads = at.pp in {self._plan.pipeline_rank(module, stage) for stage in self._reading(module)}
@@ -138,7 +138,7 @@ class RankStep:
             return replace(first, boundary=boundary) if boundary else first
         inputs = {key: torch.cat([tensor, *(of.inputs[key] for of in others)]) for key, tensor in first.inputs.items()}
         held, cp = [self._held(module, m) for m in microbatches], self._where[module].cp
-        parcel = Parcel(self._device, self._dtype)
+        parcel = Parcel(self._device, self.dtype)
         packed = PackedMeta.of(parcel, held, cp, inputs={})
         parcel.send()
         return replace(packed.unpacked(microbatches[0]), inputs=inputs)

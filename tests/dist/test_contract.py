@@ -123,6 +123,32 @@ def test_a_call_for_several_microbatches_is_held_to_the_rows_of_all() -> None:
         run("1F0-1", Window())
 
 
+class Scaled(nn.Module):
+    """Multiplies rows of the dtype that it expects by a parameter, and returns them in another."""
+
+    def __init__(self, returned: torch.dtype) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((HIDDEN,), 3.0, dtype=torch.float64))
+        self._returned = returned
+
+    def forward(self, rows: Tensor, meta: StageMeta) -> Tensor:
+        assert rows.dtype == torch.float64
+        return (rows * self.scale).to(self._returned)
+
+
+@pytest.mark.parametrize("returned", [torch.float32, torch.float64])
+def test_rows_of_another_dtype_are_cast_for_the_next_stage_on_the_lane_as_for_another_rank(
+    returned: torch.dtype,
+) -> None:
+    stages = Scaled(returned), Scaled(returned)
+    transport, _ = run("1RECV_F0 1F0 2F0 2SEND_F0 2RECV_B0 2B0 1B0 1SEND_B0", *stages)
+    forward, backward = transport.sent
+    assert forward.dtype == backward.dtype == torch.float64
+    assert forward.eq(9).all() and backward.eq(2 * 9).all()
+    for stage in stages:
+        assert stage.scale.grad is not None
+
+
 COLOCATED = dict(vision="first_rank = 0\nlayout.dp = 2", llm="first_rank = 0\nlayout.pp = 2", world_size=2)
 
 

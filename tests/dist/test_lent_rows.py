@@ -60,7 +60,7 @@ class Lender:
 class Work:
     """One microbatch that comes from a peer and goes back to it."""
 
-    divisor = 1
+    divisor, dtype = 1, torch.float64
 
     def __init__(self, actions: Sequence[Action], *, is_last: bool = False) -> None:
         self._is_last = is_last
