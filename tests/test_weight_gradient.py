@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -43,13 +44,18 @@ def make(kind: str) -> nn.Module:
     return nn.Sequential(nn.Linear(2, 3), nn.Tanh(), LAYERS[kind]())
 
 
+@pytest.mark.parametrize("is_autocast", [False, True], ids=["", "autocast"])
 @pytest.mark.parametrize("kind", LAYERS)
-def test_two_parts_of_a_backward_give_what_a_whole_one_gives(kind: str) -> None:
+def test_two_parts_of_a_backward_give_what_a_whole_one_gives(kind: str, is_autocast: bool) -> None:
     whole, parted = make(kind), make(kind)
     rows, same_rows = (torch.linspace(-1, 1, 56).view(4, 7, 2).requires_grad_() for _ in range(2))
-    whole(rows).square().sum().backward()
+    autocast = partial(torch.autocast, "cpu", enabled=is_autocast)
+    with autocast():
+        loss = whole(rows).square().sum()
+    loss.backward()
     deferred = WeightGradients(parted)
-    loss = parted(same_rows).square().sum()
+    with autocast():
+        loss = parted(same_rows).square().sum()
     deferred.begin()
     loss.backward()
     deferred.end(0)

@@ -53,7 +53,7 @@ class WeightGradients:
     def multiply(self, microbatch: int) -> None:
         """Compute what the I of a microbatch has put off, and add it to the weights' ``.grad``."""
         for weight, rows, gradient in self._put.pop(microbatch):
-            product = gradient.T @ rows
+            product = (gradient.T @ rows).to(weight.dtype)
             if weight.grad is None:
                 weight.grad = product
             else:
@@ -77,15 +77,17 @@ class _DeferrableLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: nn.Parameter, bias: Tensor | None, owner: WeightGradients) -> Tensor:
-        ctx.save_for_backward(rows, weight)
+        out = F.linear(rows, weight, bias)
+        # Autocast multiplies in a dtype of its own, in which the backward goes on; the gradients are cast back.
+        ctx.save_for_backward(rows.to(out.dtype), weight)
         ctx.owner, ctx.weight = owner, weight
-        return F.linear(rows, weight, bias)
+        return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         rows, weight = ctx.saved_tensors
         (gradient,) = gradients
-        of_rows = gradient @ weight if ctx.needs_input_grad[0] else None
+        of_rows = gradient @ weight.to(gradient.dtype) if ctx.needs_input_grad[0] else None
         flat = gradient.reshape(-1, gradient.shape[-1])
         of_bias = flat.sum(0) if ctx.needs_input_grad[2] else None
         flat_rows = rows.reshape(-1, rows.shape[-1])
