@@ -28,3 +28,14 @@ def test_only_the_first_and_the_last_stage_of_a_module_are_given_inputs(pipeline
         for m in range(plan.microbatches):
             given[stage] += len(work.meta("llm", stage, [m], {}).inputs)
     assert given == {0: 2 * plan.microbatches, 1: 0, 2: 0, 3: 2 * plan.microbatches}
+
+
+def test_a_share_is_told_by_its_samples_or_items() -> None:
+    plan = make_plan(vision="first_rank = 0", llm="first_rank = 0", world_size=1, microbatches=1)
+    batch = Batch.of(RaggedSource(plan.seed), [4, 2])
+    step = plan_step(plan, batch.samples)
+    work = RankStep(plan, step, rank=0, channels=Channels(plan), device=torch.device("cpu"))
+    shares = {module: step.shares[module, 0][0].share for module in plan.modules}
+    samples, items = shares["llm"].members, shares["vision"].members
+    assert work.contents("llm", 0) == f"samples {', '.join(str(s.index) for s in samples)}" and len(samples) == 2
+    assert work.contents("vision", 0) == f"items {', '.join(str(i.key) for i in items)}" and items

@@ -27,6 +27,8 @@ from hetsched.runtime.weight_gradient import WeightGradients
 from hetsched.schedule.action import Action, Kind
 
 Meanwhile = Callable[[], None]
+_WORK = {Kind.F: "forward", Kind.B: "backward", Kind.I: "input backward", Kind.W: "weight backward"}
+"""What people call the actions in which a stage's own code runs."""
 
 
 class StepWork(Protocol):
@@ -48,6 +50,9 @@ class StepWork(Protocol):
 
     def num_tokens(self, module: str, microbatch: int) -> int:
         """Tokens of this rank's share; 0 where it has none."""
+
+    def contents(self, module: str, microbatch: int) -> str:
+        """The samples or items of this rank's share, for messages to people."""
 
     def num_rows(self, module: str, stage: int, microbatch: int) -> int | None:
         """Rows that a stage makes of this rank's share; None where it makes a loss."""
@@ -171,7 +176,7 @@ class Executor:
                 with self._recorder.action(action):
                     for transfer, counts in work.signals_from.get(place, ()):
                         self._exchange.await_signals(transfer, counts)
-                    self._do[action.kind](action)
+                    self._perform(action)
                 # After the record, so that who was waiting starts after its end in a measured timeline too.
                 for transfer, peers in work.signals_to.get(place, ()):
                     self._exchange.signal(transfer, peers)
@@ -184,6 +189,15 @@ class Executor:
         self._exchange.flush()
         assert not self._arriving, f"received and never used: {list(self._arriving)}"
         return StepResult(*self._losses.totals(), self._extras)
+
+    def _perform(self, a: Action) -> None:
+        try:
+            self._do[a.kind](a)
+        except Exception as error:
+            if a.kind in _WORK:
+                each = (f"microbatch {m}, {self._work.contents(a.module, m)}" for m in a.microbatches)
+                error.add_note(f"in the {_WORK[a.kind]} of stage {a.stage} of module {a.module}: {'; '.join(each)}")
+            raise
 
     def _forward(self, a: Action) -> None:
         if len(a.microbatches) > 1:
@@ -278,7 +292,7 @@ class Executor:
 
     def _overlap(self, a: Action) -> None:
         for part in a.parts:
-            self._do[part.kind](part)
+            self._perform(part)
 
     def _output_gradient(self, a: Action, m: int) -> Tensor | None:
         """The sum of what the next stage and every boundary sent back; None at the loss."""

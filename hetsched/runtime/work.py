@@ -123,6 +123,9 @@ class RankStep:
     def num_tokens(self, module: str, microbatch: int) -> int:
         return self._held(module, microbatch).num_tokens(self._where[module].cp)
 
+    def contents(self, module: str, microbatch: int) -> str:
+        return str(self._held(module, microbatch).share)
+
     def num_rows(self, module: str, stage: int, microbatch: int) -> int | None:
         if stage < self._plan.modules[module].layout.num_stages - 1:
             return self.num_tokens(module, microbatch)

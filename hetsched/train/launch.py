@@ -98,8 +98,9 @@ def _rank_main(
 
 def _told(error: Exception) -> str:
     """What people are told of an error that ends a rank: where it was raised, unless it says what to change."""
-    is_plain = isinstance(error, HetschedError)
-    return f"{type(error).__name__}: {error}" if is_plain else "".join(traceback.format_exception(error))
+    if isinstance(error, HetschedError):
+        return "\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())])
+    return "".join(traceback.format_exception(error))
 
 
 def _prepare(backend: str) -> None:

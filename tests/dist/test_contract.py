@@ -111,6 +111,38 @@ def test_a_stage_is_held_to_it_before_anything_is_sent(stage: nn.Module, said: s
         run("1RECV_F0 1F0 1SEND_F0", stage)
 
 
+class Faulty(torch.autograd.Function):
+    """Raises in its backward."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        return rows.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        raise ZeroDivisionError
+
+
+class Raises(nn.Module):
+    """Raises in its forward or its backward."""
+
+    def __init__(self, when: str) -> None:
+        super().__init__()
+        self._when = when
+
+    def forward(self, rows: Tensor, meta: StageMeta) -> Tensor:
+        if self._when == "forward":
+            raise ZeroDivisionError
+        return Faulty.apply(rows)  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize("when", ["forward", "backward"])
+def test_an_error_in_a_stage_says_where_it_was(when: str) -> None:
+    with pytest.raises(ZeroDivisionError) as raised:
+        run("1RECV_F0 1F0 1RECV_B0 1B0", Raises(when))
+    assert raised.value.__notes__ == [f"in the {when} of stage 1 of module llm: microbatch 0, samples 5, 7"]
+
+
 class Window(nn.Module):
     """Makes rows of its own for several microbatches at once, one too few."""
 

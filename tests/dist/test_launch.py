@@ -41,7 +41,9 @@ def bad_data(_: Path) -> None:
     # As where an engine has compared notes: every rank is there, and all raise.
     dist.barrier()
     time.sleep(0.5)
-    raise DataError("sample 3 is bad")
+    error = DataError("sample 3 is bad")
+    error.add_note("in the forward of stage 0")
+    raise error
 
 
 def bad_code(_: Path) -> None:
@@ -94,7 +96,7 @@ def test_every_rank_runs_in_one_group(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("worker", "message"),
     [
-        (bad_data, r"^ranks 0, 1, 2: DataError: sample 3 is bad$"),
+        (bad_data, r"^ranks 0, 1, 2: DataError: sample 3 is bad\nin the forward of stage 0$"),
         (bad_code, r"^rank 2: Traceback[\s\S]*ValueError: a bug\n$"),
         (bad_code_that_others_wait_for, r"^rank 2: Traceback[\s\S]*ValueError: a bug[\s\S]*rank 1: JobError: nothing"),
         (left_by_exit, r"rank 1: ended with exit code 7"),

@@ -78,6 +78,9 @@ class Work:
     def num_tokens(self, module: str, microbatch: int) -> int:
         return ROWS
 
+    def contents(self, module: str, microbatch: int) -> str:
+        return "samples 5, 7"
+
     def num_rows(self, module: str, stage: int, microbatch: int) -> int | None:
         return None if self._is_last else ROWS
 
