@@ -18,7 +18,7 @@ from hetsched.errors import DataError
 from hetsched.layout.rank_share import RankShare
 from hetsched.lower.lifetime import last_uses
 from hetsched.runtime.arriving import Arriving
-from hetsched.runtime.contract import check_output
+from hetsched.runtime.contract import check_loss, check_rows
 from hetsched.runtime.exchange import Exchange, Transfer
 from hetsched.runtime.losses import Losses
 from hetsched.runtime.measure.recorder import Recorder
@@ -76,7 +76,7 @@ class StepWork(Protocol):
     def incoming(self, module: str, stage: int) -> Iterable[str]:
         """Names of the edges that enter a stage."""
 
-    def outgoing(self, module: str, stage: int) -> Iterable[str]:
+    def outgoing(self, module: str, stage: int) -> Sequence[str]:
         """Names of the edges that leave a stage."""
 
     def needs_input_gradient(self, module_or_edge: str) -> bool: ...
@@ -222,11 +222,14 @@ class Executor:
             boundary[edge.split("->")[0]] = BoundaryRows(leaf, self._work.boundary_index(edge, m))
             leaves[edge] = leaf
         output = self._call(a, rows, self._work.meta(a.module, a.stage, [m], boundary))
-        given = [x for x in (rows, *leaves.values()) if x is not None]
-        self._check(a, output, self._work.num_rows(a.module, a.stage, m), given)
-        gradient = None
-        if isinstance(output, tuple):
+        given, gradient = [x for x in (rows, *leaves.values()) if x is not None], None
+        num_rows = self._work.num_rows(a.module, a.stage, m)
+        if num_rows is None:
+            num_tokens = self._work.num_tokens(a.module, m)
+            check_loss(output, a, num_tokens=num_tokens, needs_gradient=self._needs_gradient(a, given))
             output, gradient = self._loss(a, m, output)
+        else:
+            self._check_rows(a, output, num_rows, given)
         self._live[a.module, a.stage, m] = _Live(rows, leaves, output, gradient)
 
     def _forward_window(self, a: Action) -> None:
@@ -236,7 +239,7 @@ class Executor:
             return
         output = self._call(a, None, self._work.meta(a.module, a.stage, present, {}))
         sizes = [self._work.num_rows(a.module, a.stage, m) or 0 for m in present]
-        self._check(a, output, sum(sizes), [])
+        self._check_rows(a, output, sum(sizes), [])
         for m, rows in zip(present, output.split(sizes), strict=True):
             self._live[a.module, a.stage, m] = _Live(None, {}, rows)
 
@@ -252,9 +255,13 @@ class Executor:
                 output = output.to(self._work.dtype)
             return output
 
-    def _check(self, a: Action, output: Any, num_rows: int | None, given: Sequence[Tensor]) -> None:
-        is_trained = self._is_trained[a.module, a.stage] or any(x.requires_grad and len(x) for x in given)
-        check_output(output, a, num_rows=num_rows, needs_gradient=is_trained)
+    def _check_rows(self, a: Action, output: Any, num_rows: int, given: Sequence[Tensor]) -> None:
+        are_of_items, needs_gradient = bool(self._work.outgoing(a.module, a.stage)), self._needs_gradient(a, given)
+        check_rows(output, a, num_rows=num_rows, are_of_items=are_of_items, needs_gradient=needs_gradient)
+
+    def _needs_gradient(self, a: Action, given: Sequence[Tensor]) -> bool:
+        """Whether the stage trains, or the rows that it is given lead to one that does."""
+        return self._is_trained[a.module, a.stage] or any(rows.requires_grad and len(rows) for rows in given)
 
     def _loss(self, a: Action, microbatch: int, output: tuple[Any, ...]) -> tuple[Tensor, Tensor | None]:
         """The loss of a microbatch, and its gradient."""
@@ -313,7 +320,7 @@ class Executor:
             if live.output.shape[1] != hidden:
                 raise DataError(
                     f"stage {a.stage} of module {module} returned {list(live.output.shape)}, but the plan "
-                    f"declares rows of {hidden}; change the stage or `hidden`"
+                    f"declares rows of {hidden}; change the stage or `hidden` of {_where_hidden(a.module)}"
                 )
             self._exchange.send(move.transfer, move.share, live.output)
 
@@ -356,3 +363,9 @@ class Executor:
     def _reduce_gradients(self, a: Action) -> None:
         with self._recorder.waiting():
             self._reduce(a.module, self._parameters[a.module, a.stage])
+
+
+def _where_hidden(module_or_edge: str) -> str:
+    """Where a plan says how wide the rows of a transfer are."""
+    module, *consumer = module_or_edge.split("->")
+    return f"the boundary, or where it has none of module {consumer[0]}" if consumer else f"module {module}"

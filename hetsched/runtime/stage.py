@@ -50,7 +50,8 @@ class StageMeta:
     starts from ``meta.inputs``. The last stage of an encoder returns the rows of its items, one item after the
     other; the last stage of the sink module returns ``(loss_sum, weight)``: a scalar, not
     divided by anything, and the number that the sample weights of the microbatch must add up to. Both are read when the
-    step ends, so neither may be memory that the stage writes again.
+    step ends, so neither may be memory that the stage writes again. It may return a third value, ``[num_tokens, ...]``,
+    which ``Engine.evaluate`` cuts into samples and gives to its caller.
 
     Rows between stages are of the plan's dtype, and those of a boundary of the boundary's, if it has one of its own.
     Rows that a stage returns in another one, as under autocast, are cast; losses are not.

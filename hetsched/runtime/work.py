@@ -176,7 +176,7 @@ class RankStep:
     def incoming(self, module: str, stage: int) -> Iterable[str]:
         return [b.name for b in self._plan.boundaries if b.consumer == module and b.stage == stage]
 
-    def outgoing(self, module: str, stage: int) -> Iterable[str]:
+    def outgoing(self, module: str, stage: int) -> Sequence[str]:
         last = self._plan.modules[module].layout.num_stages - 1
         return [b.name for b in self._plan.boundaries if b.producer == module and stage == last]
 
