@@ -25,11 +25,30 @@ def frozen() -> nn.Module:
     return layer
 
 
+def hooked() -> nn.Module:
+    layer = nn.Linear(3, 5)
+    layer.weight.register_hook(lambda gradient: 2 * gradient)
+    return layer
+
+
+def hooked_after_its_gradient() -> nn.Module:
+    layer = nn.Linear(3, 5)
+
+    def double(weight: Tensor) -> None:
+        assert weight.grad is not None
+        weight.grad *= 2
+
+    layer.weight.register_post_accumulate_grad_hook(double)
+    return layer
+
+
 LAYERS = {
     "plain": lambda: nn.Linear(3, 5),
     "without a bias": lambda: nn.Linear(3, 5, bias=False),
     "with a frozen weight": frozen,
     "with a weight that a hook computes": normed_by_a_hook,
+    "with a hook": hooked,
+    "with a hook after its gradient": hooked_after_its_gradient,
     "parametrized": lambda: parametrizations.weight_norm(nn.Linear(3, 5)),
 }
 WAITING = {"plain", "without a bias"}

@@ -69,7 +69,9 @@ def _forward(layer: nn.Linear, owner: WeightGradients, rows: Tensor) -> Tensor:
 
 def _can_wait(weight: Tensor) -> bool:
     """Whether nothing follows from a weight's gradient; asked in each forward, as hooks may set the weight before."""
-    return weight.requires_grad and weight.is_leaf
+    # A weight's hooks are called in I, which would have nothing for them.
+    has_hooks = bool(weight._backward_hooks or weight._post_accumulate_grad_hooks)
+    return weight.requires_grad and weight.is_leaf and not has_hooks
 
 
 class _DeferrableLinear(torch.autograd.Function):
