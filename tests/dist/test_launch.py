@@ -114,6 +114,13 @@ def test_a_job_that_fails_says_which_rank_and_why_and_leaves_none(
     assert time.monotonic() - start < 30
 
 
+def test_a_worker_that_is_no_function_of_a_module_is_refused_before_anything_is_started() -> None:
+    before = pids_of_children()
+    with pytest.raises(TypeError, match=r"cannot be sent .*lambda.* it must be a function of a module"):
+        launch(lambda: None, num_ranks=2)
+    assert pids_of_children() == before
+
+
 def test_under_torchrun_the_process_is_a_rank_already(tmp_path: Path, ranks: Pool) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
