@@ -25,12 +25,19 @@ class Item:
         key: names the item within its module; equal keys are the same item.
         num_inputs: tokens that the encoder sees (patches, frames).
         num_rows: rows that the encoder's last stage produces for it.
+
+    Raises:
+        TypeError: the key is no integer.
     """
 
     module: str
     key: int
     num_inputs: int
     num_rows: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.key, int | np.integer):
+            raise TypeError(f"Item.key must be an integer, not {self.key!r}: number the items of a module")
 
 
 @dataclass(frozen=True, slots=True)

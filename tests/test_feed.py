@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from hetsched.batch import Batch, Sample
+from hetsched.batch import Batch, Item, Placeholder, Sample
 from hetsched.errors import DataError
 from hetsched.layout.held import Held
 from hetsched.layout.shares import Share
@@ -102,13 +103,36 @@ def test_large_finite_numbers_are_no_fault() -> None:
             r"'features' has rows \[1, 3\] .* others are \[2, 3\]",
         ),
         (Numbers(ids=lambda x: x.to(torch.int32)), r"'ids' has rows \[\] of torch.int32, .* of torch.int64"),
-        (Numbers(ids=lambda x: x[1:]), r"'ids' has shape \[2\], but is described as 3 long"),
+        (Numbers(ids=lambda x: x[1:]), r"'ids' has shape \[2\], but is described as 3 long; load 3 rows, and repeat"),
+        (Numbers(ids=lambda x: x[1]), r"'ids' has shape \[\], but is described as 3 long; load 3 rows, and repeat"),
+        (Numbers(ids=lambda x: x.numpy()), r"load_sample returned a ndarray as 'ids'; return a mapping of names to"),
     ],
-    ids=["NaN", "infinity", "rows of another width", "another integer type", "too short"],
+    ids=["NaN", "infinity", "rows of another width", "another integer type", "too short", "one number", "numpy"],
 )
 def test_what_does_not_fit_names_the_sample(source: Numbers, said: str) -> None:
     with pytest.raises(DataError, match=f"sample 1: {said}"):
         load(source)
+
+
+@pytest.mark.parametrize("loaded", [None, (), torch.zeros(3)])
+def test_what_is_no_mapping_names_the_loader(loaded: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Numbers, "load_sample", lambda *_: loaded)
+    said = f"sample 0: load_sample returned a {type(loaded).__name__}; return a mapping of names to tensors"
+    with pytest.raises(DataError, match=said):
+        load(Numbers())
+
+
+def test_an_item_that_is_no_mapping_names_the_loader(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Numbers, "load_item", lambda *_: None)
+    item = Item("vision", np.int64(4), num_inputs=2, num_rows=1)
+    batch = Batch(Numbers(), (Sample(6, 3, weight=1, placeholders=(Placeholder(item, 0),)),))
+    with pytest.raises(DataError, match="sample 6: item 4 of module vision: load_item returned a NoneType; return"):
+        load_held(batch, Held(Share((item,), (2,), 1)), cp=0)
+
+
+def test_a_key_that_is_no_integer_is_told_where_the_item_is_made() -> None:
+    with pytest.raises(TypeError, match=r"Item\.key must be an integer, not 'a\.wav': number the items"):
+        Item("audio", "a.wav", num_inputs=2, num_rows=1)  # type: ignore[arg-type]
 
 
 def test_tensors_of_a_parcel_have_memory_and_changes_of_their_own() -> None:

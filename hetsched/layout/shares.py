@@ -17,6 +17,8 @@ Cost = Callable[[int], int]
 class Share:
     """One replica's part of one microbatch of one module: sequences laid out one after the other.
 
+    Prints as people are told of it.
+
     Args:
         members: the samples, or the items, in order.
         lengths: tokens of each as the module sees them.
@@ -26,6 +28,11 @@ class Share:
     members: tuple[Sample | Item, ...]
     lengths: tuple[int, ...]
     num_rows: int
+
+    def __str__(self) -> str:
+        of_samples = [str(member.index) for member in self.members if isinstance(member, Sample)]
+        of_items = [str(member.key) for member in self.members if isinstance(member, Item)]
+        return f"samples {', '.join(of_samples)}" if of_samples else f"items {', '.join(of_items)}"
 
     @property
     def cu_seqlens(self) -> tuple[int, ...]:

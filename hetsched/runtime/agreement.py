@@ -50,7 +50,7 @@ def check_launch(plan: Plan, modules: Sequence[str]) -> Sequence[str] | None:
     launched = dist.get_world_size()
     if launched != plan.world_size:
         raise PlanError(
-            f"rank {dist.get_rank()}: the plan is for {counted(plan.world_size, 'rank')}, and the job has {launched}",
+            f"the plan is for {counted(plan.world_size, 'rank')}, and the job has {launched}",
             field="world_size",
             fix=f"launch as many as the plan has, or write world_size = {launched} and layouts to match",
             source=plan.source,

@@ -18,7 +18,7 @@ from hetsched.errors import DataError
 from hetsched.layout.rank_share import RankShare
 from hetsched.lower.lifetime import last_uses
 from hetsched.runtime.arriving import Arriving
-from hetsched.runtime.contract import check_output
+from hetsched.runtime.contract import check_loss, check_rows
 from hetsched.runtime.exchange import Exchange, Transfer
 from hetsched.runtime.losses import Losses
 from hetsched.runtime.measure.recorder import Recorder
@@ -28,6 +28,8 @@ from hetsched.runtime.weight_gradient import WeightGradients
 from hetsched.schedule.action import Action, Kind
 
 Meanwhile = Callable[[], None]
+_WORK = {Kind.F: "forward", Kind.B: "backward", Kind.I: "input backward", Kind.W: "weight backward"}
+"""What people call the actions in which a stage's own code runs."""
 
 
 class StepWork(Protocol):
@@ -35,18 +37,23 @@ class StepWork(Protocol):
 
     Attributes:
         divisor: weight of the global batch.
+        dtype: of the rows between stages.
         signals_to: by place in the list, whom an encoder's backward tells that it has given up its state.
         signals_from: by place, how many signals of which ranks an encoder's forward awaits.
         given_back: by place, whose rows nothing reads after that action, where rows are lent.
     """
 
     divisor: int
+    dtype: torch.dtype
     signals_to: Mapping[int, Sequence[tuple[Transfer, Collection[int]]]]
     signals_from: Mapping[int, Sequence[tuple[Transfer, Mapping[int, int]]]]
     given_back: Mapping[int, Sequence[Transfer]]
 
     def num_tokens(self, module: str, microbatch: int) -> int:
         """Tokens of this rank's share; 0 where it has none."""
+
+    def contents(self, module: str, microbatch: int) -> str:
+        """The samples or items of this rank's share, for messages to people."""
 
     def num_rows(self, module: str, stage: int, microbatch: int) -> int | None:
         """Rows that a stage makes of this rank's share; None where it makes a loss."""
@@ -70,7 +77,7 @@ class StepWork(Protocol):
     def incoming(self, module: str, stage: int) -> Iterable[str]:
         """Names of the edges that enter a stage."""
 
-    def outgoing(self, module: str, stage: int) -> Iterable[str]:
+    def outgoing(self, module: str, stage: int) -> Sequence[str]:
         """Names of the edges that leave a stage."""
 
     def needs_input_gradient(self, module_or_edge: str) -> bool: ...
@@ -176,7 +183,7 @@ class Executor:
                 with self._recorder.action(action):
                     for transfer, counts in work.signals_from.get(place, ()):
                         self._exchange.await_signals(transfer, counts)
-                    self._do[action.kind](action)
+                    self._perform(action)
                 # After the record, so that who was waiting starts after its end in a measured timeline too.
                 for transfer, peers in work.signals_to.get(place, ()):
                     self._exchange.signal(transfer, peers)
@@ -189,6 +196,15 @@ class Executor:
         self._exchange.flush()
         assert not self._arriving, f"received and never used: {list(self._arriving)}"
         return StepResult(*self._losses.totals(), self._extras)
+
+    def _perform(self, a: Action) -> None:
+        try:
+            self._do[a.kind](a)
+        except Exception as error:
+            if a.kind in _WORK:
+                each = (f"microbatch {m}, {self._work.contents(a.module, m)}" for m in a.microbatches)
+                error.add_note(f"in the {_WORK[a.kind]} of stage {a.stage} of module {a.module}: {'; '.join(each)}")
+            raise
 
     def _forward(self, a: Action) -> None:
         if len(a.microbatches) > 1:
@@ -213,10 +229,14 @@ class Executor:
             boundary[edge.split("->")[0]] = BoundaryRows(leaf, self._work.boundary_index(edge, m))
             leaves[edge] = leaf
         output = self._call(a, rows, self._work.meta(a.module, a.stage, [m], boundary))
-        self._check(a, output, self._work.num_rows(a.module, a.stage, m))
-        gradient = None
-        if isinstance(output, tuple):
+        given, gradient = [x for x in (rows, *leaves.values()) if x is not None], None
+        num_rows = self._work.num_rows(a.module, a.stage, m)
+        if num_rows is None:
+            num_tokens = self._work.num_tokens(a.module, m)
+            check_loss(output, a, num_tokens=num_tokens, needs_gradient=self._needs_gradient(a, given))
             output, gradient = self._loss(a, m, output)
+        else:
+            self._check_rows(a, output, num_rows, given)
         self._live[a.module, a.stage, m] = _Live(rows, leaves, output, gradient)
 
     def _forward_window(self, a: Action) -> None:
@@ -226,7 +246,7 @@ class Executor:
             return
         output = self._call(a, None, self._work.meta(a.module, a.stage, present, {}))
         sizes = [self._work.num_rows(a.module, a.stage, m) or 0 for m in present]
-        self._check(a, output, sum(sizes))
+        self._check_rows(a, output, sum(sizes), [])
         for m, rows in zip(present, output.split(sizes), strict=True):
             self._live[a.module, a.stage, m] = _Live(None, {}, rows)
 
@@ -234,11 +254,25 @@ class Executor:
         stage = self._stages[a.module, a.stage]
         with self._recorder.working():
             if torch.is_grad_enabled() and all(self._work.recomputes(a.module, m) for m in a.microbatches):
-                return checkpoint(stage, rows, meta, use_reentrant=False)
-            return stage(rows, meta)
+                output = checkpoint(stage, rows, meta, use_reentrant=False)
+            else:
+                output = stage(rows, meta)
+            # Before they are sent or handed on, so that the next stage is given the same wherever it is.
+            if isinstance(output, Tensor) and output.dtype != self._work.dtype:
+                output = output.to(self._work.dtype)
+            return output
 
-    def _check(self, a: Action, output: Any, num_rows: int | None) -> None:
-        check_output(output, a, num_rows=num_rows, is_trained=self._is_trained[a.module, a.stage])
+    def _check_rows(self, a: Action, output: Any, num_rows: int, given: Sequence[Tensor]) -> None:
+        are_of_items, needs_gradient = bool(self._work.outgoing(a.module, a.stage)), self._needs_gradient(a, given)
+        check_rows(output, a, num_rows=num_rows, are_of_items=are_of_items, needs_gradient=needs_gradient)
+
+    def _needs_gradient(self, a: Action, given: Sequence[Tensor]) -> bool:
+        """Whether the stage trains, or the rows that it is given lead to one that does.
+
+        What trains may be for rows of boundaries alone, so a microbatch that lacks them asks for nothing.
+        """
+        is_whole = all(map(len, given))
+        return (is_whole and self._is_trained[a.module, a.stage]) or any(x.requires_grad and len(x) for x in given)
 
     def _loss(self, a: Action, microbatch: int, output: tuple[Any, ...]) -> tuple[Tensor, Tensor | None]:
         """The loss of a microbatch, and its gradient."""
@@ -276,7 +310,7 @@ class Executor:
 
     def _overlap(self, a: Action) -> None:
         for part in a.parts:
-            self._do[part.kind](part)
+            self._perform(part)
 
     def _output_gradient(self, a: Action, m: int) -> Tensor | None:
         """The sum of what the next stage and every boundary sent back; None at the loss."""
@@ -297,7 +331,7 @@ class Executor:
             if live.output.shape[1] != hidden:
                 raise DataError(
                     f"stage {a.stage} of module {module} returned {list(live.output.shape)}, but the plan "
-                    f"declares rows of {hidden}; change the stage or `hidden`"
+                    f"declares rows of {hidden}; change the stage or `hidden` of {_where_hidden(a.module)}"
                 )
             self._exchange.send(move.transfer, move.share, live.output)
 
@@ -341,3 +375,9 @@ class Executor:
     def _reduce_gradients(self, a: Action) -> None:
         with self._recorder.waiting():
             self._reduce(a.module, self.parameters[a.module, a.stage])
+
+
+def _where_hidden(module_or_edge: str) -> str:
+    """Where a plan says how wide the rows of a transfer are."""
+    module, *consumer = module_or_edge.split("->")
+    return f"the boundary, or where it has none of module {consumer[0]}" if consumer else f"module {module}"

@@ -16,6 +16,8 @@ from hetsched.layout.positions import text_positions
 from hetsched.runtime.parcel import Packed, Parcel, Part
 from hetsched.runtime.stage import ContextShard, StageMeta
 
+_RETURN = "return a mapping of names to tensors"
+
 
 def load_held(batch: Batch, held: Held, *, cp: int) -> dict[str, list[Part]]:
     """The tensors of a share's samples or items, to be concatenated to ``[num_tokens, ...]``: the rows of one cp rank.
@@ -86,15 +88,26 @@ class PackedMeta:
 
 
 def _load(source: DataSource, member: Sample | Item) -> Mapping[str, Tensor]:
+    loaded: object
     if isinstance(member, Sample):
-        return source.load_sample(member.index)
-    return source.load_item(member.module, member.key)
+        loaded, loader = source.load_sample(member.index), "load_sample"
+    else:
+        loaded, loader = source.load_item(member.module, member.key), "load_item"
+    if not isinstance(loaded, Mapping):
+        raise DataError(f"{loader} returned a {type(loaded).__name__}; {_RETURN}")
+    for key, tensor in loaded.items():
+        if not isinstance(tensor, Tensor):
+            raise DataError(f"{loader} returned a {type(tensor).__name__} as {key!r}; {_RETURN}")
+    return loaded
 
 
 def _check(tensors: Mapping[str, Tensor], length: int) -> None:
     for key, tensor in tensors.items():
         if tensor.ndim < 1 or tensor.shape[0] != length:
-            raise DataError(f"{key!r} has shape {list(tensor.shape)}, but is described as {length} long")
+            raise DataError(
+                f"{key!r} has shape {list(tensor.shape)}, but is described as {length} long; "
+                f"load {length} rows, and repeat in each what is of the whole sample or item"
+            )
         if tensor.is_floating_point() and not _is_finite(tensor):
             raise DataError(f"{key!r} holds NaN or infinity")
 

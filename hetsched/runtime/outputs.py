@@ -51,12 +51,12 @@ def pieces_of(
 
 
 def join_pieces(pieces: Iterable[Piece]) -> dict[int, Tensor]:
-    """The rows of each sample, by its index, in the order of their positions."""
+    """The rows of each sample, by its index, in the order of their positions; once, however often it was in a batch."""
     of_sample: dict[int, list[Piece]] = defaultdict(list)
     for piece in pieces:
         of_sample[piece.sample].append(piece)
     outputs = {}
     for index, parts in of_sample.items():
-        order = torch.from_numpy(np.concatenate([part.positions for part in parts])).argsort()
-        outputs[index] = torch.cat([part.rows for part in parts])[order]
+        _, firsts = np.unique(np.concatenate([part.positions for part in parts]), return_index=True)
+        outputs[index] = torch.cat([part.rows for part in parts])[torch.from_numpy(firsts)]
     return outputs

@@ -53,7 +53,8 @@ class EvaluationReport:
     Args:
         loss: as in StepReport.
         outputs: sample index -> rows of what the last stage returned after ``(loss_sum, weight)``,
-            ``[num_tokens, ...]`` on CPU; empty if it returned nothing more.
+            ``[num_tokens, ...]`` on CPU, once for a sample that is in the batch several times; empty if it returned
+            nothing more.
     """
 
     loss: float

@@ -50,11 +50,18 @@ class StageMeta:
     starts from ``meta.inputs``. The last stage of an encoder returns the rows of its items, one item after the
     other; the last stage of the sink module returns ``(loss_sum, weight)``: a scalar, not
     divided by anything, and the number that the sample weights of the microbatch must add up to. Both are read when the
-    step ends, so neither may be memory that the stage writes again.
+    step ends, so neither may be memory that the stage writes again. It may return a third value, ``[num_tokens, ...]``,
+    which ``Engine.evaluate`` cuts into samples and gives to its caller.
+
+    Rows between stages are of the plan's dtype, and those of a boundary of the boundary's, if it has one of its own.
+    Rows that a stage returns in another one, as under autocast, are cast; losses are not.
 
     ``rows`` and those of boundaries may lie in memory that is used again once the microbatch's backward (without one,
     its forward) is done. Autograd and what a stage returns are taken care of; what a stage keeps by itself, for a
-    statistic or a cache, must be a copy.
+    statistic or a cache, must be a copy. They must not be changed in place, as others may have the same memory.
+
+    Parameters are compared and their gradients summed over replicas. Buffers are neither: each replica has its own, so
+    what a stage gathers in them (a running mean) is of what that replica saw.
 
     Args:
         microbatch: index of the microbatch, the first of a window's.
@@ -62,7 +69,7 @@ class StageMeta:
             sequence.
         max_seqlen: the longest of them.
         positions: int64 ``[num_tokens]``, position of each row in its own sequence.
-        inputs: the loaded tensors, concatenated ``[num_tokens, ...]``; first and last stage only.
+        inputs: the loaded tensors, concatenated ``[num_tokens, ...]``; empty but at the module's first and last stage.
         boundary: producer's name -> rows that enter at this stage.
         shard: which tokens of the packed sequence are here; None where all are.
     """

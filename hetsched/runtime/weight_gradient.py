@@ -2,8 +2,10 @@
 
 A linear layer is the only place where computing the weight's gradient can wait at no cost: it needs the layer's
 input and its output's gradient, both of which exist after I. All else (biases, norms, embeddings, parameters of a
-stage's own autograd Functions) is computed in I, where it costs little or cannot be taken apart, so that I and W
-together give exactly what B gives. Source: Qi et al. 2023 (arXiv 2401.10241), section 2.
+stage's own autograd Functions, what a weight is itself computed from) is computed in I, where it costs little or cannot
+be taken apart, so that I and W together give exactly what B gives.
+
+Source: Qi et al. 2023 (arXiv 2401.10241), section 2.
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ class WeightGradients:
     def multiply(self, microbatch: int) -> None:
         """Compute what the I of a microbatch has put off, and add it to the weights' ``.grad``."""
         for weight, rows, gradient in self._put.pop(microbatch):
-            product = gradient.T @ rows
+            product = (gradient.T @ rows).to(weight.dtype)
             if weight.grad is None:
                 weight.grad = product
             else:
@@ -59,10 +61,17 @@ class WeightGradients:
 
 
 def _forward(layer: nn.Linear, owner: WeightGradients, rows: Tensor) -> Tensor:
-    if not layer.weight.requires_grad:
+    if not _can_wait(layer.weight):
         return F.linear(rows, layer.weight, layer.bias)
     out: Tensor = _DeferrableLinear.apply(rows, layer.weight, layer.bias, owner)  # type: ignore[no-untyped-call]
     return out
+
+
+def _can_wait(weight: Tensor) -> bool:
+    """Whether nothing follows from a weight's gradient; asked in each forward, as hooks may set the weight before."""
+    # A weight's hooks are called in I, which would have nothing for them.
+    has_hooks = bool(weight._backward_hooks or weight._post_accumulate_grad_hooks)
+    return weight.requires_grad and weight.is_leaf and not has_hooks
 
 
 class _DeferrableLinear(torch.autograd.Function):
@@ -70,15 +79,17 @@ class _DeferrableLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: nn.Parameter, bias: Tensor | None, owner: WeightGradients) -> Tensor:
-        ctx.save_for_backward(rows, weight)
+        out = F.linear(rows, weight, bias)
+        # Autocast multiplies in a dtype of its own, in which the backward goes on; the gradients are cast back.
+        ctx.save_for_backward(rows.to(out.dtype), weight)
         ctx.owner, ctx.weight = owner, weight
-        return F.linear(rows, weight, bias)
+        return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         rows, weight = ctx.saved_tensors
         (gradient,) = gradients
-        of_rows = gradient @ weight if ctx.needs_input_grad[0] else None
+        of_rows = gradient @ weight.to(gradient.dtype) if ctx.needs_input_grad[0] else None
         flat = gradient.reshape(-1, gradient.shape[-1])
         of_bias = flat.sum(0) if ctx.needs_input_grad[2] else None
         flat_rows = rows.reshape(-1, rows.shape[-1])

@@ -54,7 +54,7 @@ class RankStep:
     ) -> None:
         self.divisor, self.rooms = step.divisor, StepRooms() if rooms is None else rooms
         self._plan, self._step, self._rank, self._channels, self._device = plan, step, rank, channels, device
-        self._dtype: torch.dtype = getattr(torch, plan.dtype)
+        self.dtype: torch.dtype = getattr(torch, plan.dtype)
         self._where = {name: grid.coordinates(rank) for name, grid in plan.grids.items() if rank in grid}
         _, self._ranks_of = make_topology(plan)
         self._lane = next(lane for lane, ranks in enumerate(self._ranks_of) if rank in ranks)
@@ -78,11 +78,10 @@ class RankStep:
         Raises:
             DataError: as by hetsched.runtime.feed.load_held.
         """
-        parcel = Parcel(self._device, self._dtype)
+        parcel = Parcel(self._device, self.dtype)
         metas: dict[tuple[str, int], PackedMeta] = {}
         for module, at in self._where.items():
-            last = self._plan.modules[module].layout.num_stages - 1
-            reads = at.pp in {self._plan.pipeline_rank(module, stage) for stage in (0, last)}
+            reads = at.pp in {self._plan.pipeline_rank(module, stage) for stage in self._reading(module)}
             for m in range(self._plan.microbatches):
                 held = self._held(module, m)
                 inputs = load_held(batch, held, cp=at.cp) if reads else {}
@@ -124,6 +123,9 @@ class RankStep:
     def num_tokens(self, module: str, microbatch: int) -> int:
         return self._held(module, microbatch).num_tokens(self._where[module].cp)
 
+    def contents(self, module: str, microbatch: int) -> str:
+        return str(self._held(module, microbatch).share)
+
     def num_rows(self, module: str, stage: int, microbatch: int) -> int | None:
         if stage < self._plan.modules[module].layout.num_stages - 1:
             return self.num_tokens(module, microbatch)
@@ -133,11 +135,13 @@ class RankStep:
         self, module: str, stage: int, microbatches: Sequence[int], boundary: Mapping[str, BoundaryRows]
     ) -> StageMeta:
         first, *others = (self._metas[module, m] for m in microbatches)
+        if stage not in self._reading(module):
+            first = replace(first, inputs={})
         if not others:
             return replace(first, boundary=boundary) if boundary else first
         inputs = {key: torch.cat([tensor, *(of.inputs[key] for of in others)]) for key, tensor in first.inputs.items()}
         held, cp = [self._held(module, m) for m in microbatches], self._where[module].cp
-        parcel = Parcel(self._device, self._dtype)
+        parcel = Parcel(self._device, self.dtype)
         packed = PackedMeta.of(parcel, held, cp, inputs={})
         parcel.send()
         return replace(packed.unpacked(microbatches[0]), inputs=inputs)
@@ -172,12 +176,16 @@ class RankStep:
     def incoming(self, module: str, stage: int) -> Iterable[str]:
         return [b.name for b in self._plan.boundaries if b.consumer == module and b.stage == stage]
 
-    def outgoing(self, module: str, stage: int) -> Iterable[str]:
+    def outgoing(self, module: str, stage: int) -> Sequence[str]:
         last = self._plan.modules[module].layout.num_stages - 1
         return [b.name for b in self._plan.boundaries if b.producer == module and stage == last]
 
     def needs_input_gradient(self, module_or_edge: str) -> bool:
         return self._plan.has_backward(module_or_edge.split("->")[0])
+
+    def _reading(self, module: str) -> tuple[int, int]:
+        """The stages that are given what was loaded."""
+        return 0, self._plan.modules[module].layout.num_stages - 1
 
     def _held(self, module: str, microbatch: int) -> Held:
         return self._step.shares[module, microbatch][self._where[module].dp]

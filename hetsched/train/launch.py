@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import tempfile
@@ -35,12 +36,13 @@ def launch(worker: Callable[..., None], *args: Any, num_ranks: int, backend: str
     with NCCL it says what failed and ends.
 
     Args:
-        worker: what each rank does.
+        worker: what each rank does; a function of a module, which the new processes import.
         args: what it is given.
         num_ranks: ranks of the job, all of them on this host.
         backend: of torch.distributed; NCCL's is hetsched.runtime.transport.nccl.BACKEND.
 
     Raises:
+        TypeError: the worker is no function of a module.
         JobError: a rank failed or was killed, naming it; by then all of them have ended.
     """
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
@@ -58,6 +60,7 @@ def launch(worker: Callable[..., None], *args: Any, num_ranks: int, backend: str
             raise
         dist.destroy_process_group()
         return
+    _check_can_be_sent(worker)
     # One server imports torch (with the compiler, which its optimizers ask for) and then forks all ranks.
     # What it forks cannot use CUDA if the server has asked for it, as some modules do when they are imported.
     context: ForkServerContext | SpawnContext = multiprocessing.get_context("forkserver")
@@ -76,6 +79,16 @@ def launch(worker: Callable[..., None], *args: Any, num_ranks: int, backend: str
             _end(ranks)
         if failed:
             raise JobError(_what_happened(Path(folder), failed))
+
+
+def _check_can_be_sent(worker: Callable[..., None]) -> None:
+    try:
+        pickle.dumps(worker)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise TypeError(
+            f"the worker cannot be sent to other processes ({error}): it must be a function of a module, not a lambda "
+            f"or a function made in another one; give it what it needs as arguments of launch"
+        ) from None
 
 
 def _rank_main(
@@ -98,8 +111,9 @@ def _rank_main(
 
 def _told(error: Exception) -> str:
     """What people are told of an error that ends a rank: where it was raised, unless it says what to change."""
-    is_plain = isinstance(error, HetschedError)
-    return f"{type(error).__name__}: {error}" if is_plain else "".join(traceback.format_exception(error))
+    if isinstance(error, HetschedError):
+        return "\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())])
+    return "".join(traceback.format_exception(error))
 
 
 def _prepare(backend: str) -> None:

@@ -16,54 +16,86 @@ from hetsched import Batch, Engine, StageMeta
 from hetsched.errors import DataError, HetschedError
 from hetsched.models.multimodal import builders
 from hetsched.plan import Plan
-from hetsched.runtime.contract import check_output
+from hetsched.runtime.contract import check_loss, check_rows
 from hetsched.schedule.action import parse_action
 from tests.dist.plans import make_plan
 from tests.dist.pool import Pool
 from tests.dist.ragged import RaggedSource
-from tests.dist.test_lent_rows import HIDDEN, ROWS, run
+from tests.dist.test_lent_rows import HIDDEN, ROWS, Scores, Work, run
 
 FORWARD = parse_action("llm:2F0")
 SCALAR = torch.zeros((), requires_grad=True)
 MADE = torch.zeros(3, 4, requires_grad=True)
 
 
+NUM_ROWS = 3
+
+
+def check(output: Any, *, is_loss: bool, needs_gradient: bool = True) -> None:
+    if is_loss:
+        check_loss(output, FORWARD, num_tokens=NUM_ROWS, needs_gradient=needs_gradient)
+    else:
+        check_rows(output, FORWARD, num_rows=NUM_ROWS, are_of_items=False, needs_gradient=needs_gradient)
+
+
+ROWS_SAID = [
+    (MADE[:2], r"a tensor of shape [2, 4]; return rows, [3, hidden]"),
+    (MADE.flatten(), r"a tensor of shape [12]; return rows, [3, hidden]"),
+    ((MADE, 1), r"(a tensor of shape [3, 4], an object of type int); return rows, [3, hidden]"),
+    (None, r"an object of type NoneType; return rows, [3, hidden]"),
+    (MADE.detach(), r"a tensor of shape [3, 4]; return rows that its rows and parameters made: what is detached"),
+]
+LOSS_SAID = [
+    (SCALAR, r"a tensor of shape []; return (loss_sum, weight): a scalar tensor"),
+    ((SCALAR,), r"(a tensor of shape []); return (loss_sum, weight)"),
+    ((MADE, 3), r"(a tensor of shape [3, 4], an object of type int); return (loss_sum, weight)"),
+    ((1.5, 3), r"(an object of type float, an object of type int); return (loss_sum, weight)"),
+    ((SCALAR, 3, MADE, MADE), r"(a tensor of shape [], an object of type int, a tensor of shape [3, 4], a tensor of"),
+    (
+        (SCALAR.detach(), 3),
+        r"(a tensor of shape [], an object of type int); return a loss that its rows and",
+    ),
+    ((SCALAR.detach(), torch.ones(())), r"(a tensor of shape [], a tensor of shape []); return a loss that its rows"),
+]
+THIRD = r"; return (loss_sum, weight), or after them a tensor of its tokens, [3, ...]"
+THIRD_SAID = [
+    ((SCALAR, 3, SCALAR), rf"(a tensor of shape [], an object of type int, a tensor of shape []){THIRD}"),
+    ((SCALAR, 3, MADE[:2]), rf"(a tensor of shape [], an object of type int, a tensor of shape [2, 4]){THIRD}"),
+    ((SCALAR, 3, {"correct": MADE}), rf"(a tensor of shape [], an object of type int, an object of type dict){THIRD}"),
+]
+
+
 @pytest.mark.parametrize(
-    ("output", "num_rows", "said"),
-    [
-        (MADE[:2], 3, r"a tensor of shape [2, 4]; return rows, [3, hidden]"),
-        (MADE.flatten(), 3, r"a tensor of shape [12]; return rows, [3, hidden]"),
-        ((MADE, 1), 3, r"(a tensor of shape [3, 4], an object of type int); return rows, [3, hidden]"),
-        (None, 3, r"an object of type NoneType; return rows, [3, hidden]"),
-        (MADE.detach(), 3, r"a tensor of shape [3, 4]; return what its parameters made: no gradient reaches them"),
-        (SCALAR, None, r"a tensor of shape []; return (loss_sum, weight): a scalar tensor"),
-        ((SCALAR,), None, r"(a tensor of shape []); return (loss_sum, weight)"),
-        ((MADE, 3), None, r"(a tensor of shape [3, 4], an object of type int); return (loss_sum, weight)"),
-        ((1.5, 3), None, r"(an object of type float, an object of type int); return (loss_sum, weight)"),
-    ],
+    ("output", "said", "is_loss"),
+    [(*each, is_loss) for is_loss, of in ((False, ROWS_SAID), (True, LOSS_SAID + THIRD_SAID)) for each in of],
 )
-def test_what_breaks_the_contract_is_told_with_what_to_return(output: Any, num_rows: int | None, said: str) -> None:
+def test_what_breaks_the_contract_is_told_with_what_to_return(output: Any, said: str, is_loss: bool) -> None:
     with pytest.raises(DataError, match=re.escape(f"stage 2 of module llm returned {said}")):
-        check_output(output, FORWARD, num_rows=num_rows, is_trained=True)
+        check(output, is_loss=is_loss)
 
 
 @pytest.mark.parametrize(
-    ("output", "num_rows", "is_trained"),
+    ("output", "is_loss", "needs_gradient"),
     [
-        (MADE, 3, True),
-        (MADE.detach(), 3, False),
-        (MADE[:0].detach(), 0, True),
-        ((SCALAR, 3), None, True),
-        ((SCALAR.detach(), torch.ones(()), MADE), None, True),
+        (MADE, False, True),
+        (MADE.detach(), False, False),
+        ((SCALAR, 3), True, True),
+        ((SCALAR, torch.ones(()), MADE), True, True),
+        ((SCALAR, 3, MADE[:, 0]), True, True),
+        ((SCALAR.detach(), 3), True, False),
+        ((SCALAR.detach(), 0), True, True),
+        ((SCALAR.detach(), torch.zeros(())), True, True),
     ],
 )
-def test_what_keeps_it_passes(output: Any, num_rows: int | None, is_trained: bool) -> None:
-    check_output(output, FORWARD, num_rows=num_rows, is_trained=is_trained)
+def test_what_keeps_it_passes(output: Any, is_loss: bool, needs_gradient: bool) -> None:
+    check(output, is_loss=is_loss, needs_gradient=needs_gradient)
 
 
-def test_nothing_needs_a_gradient_where_nobody_trains() -> None:
+def test_nothing_needs_a_gradient_where_there_is_none() -> None:
+    check_rows(MADE[:0].detach(), FORWARD, num_rows=0, are_of_items=True, needs_gradient=True)
     with torch.no_grad():
-        check_output(MADE.detach(), FORWARD, num_rows=3, is_trained=True)
+        check(MADE.detach(), is_loss=False)
+        check((SCALAR.detach(), 3), is_loss=True)
 
 
 class Short(nn.Module):
@@ -74,20 +106,85 @@ class Short(nn.Module):
 
 
 class Detached(nn.Module):
-    """Has a parameter, and makes nothing of it."""
+    """Makes nothing of its parameter, or without one of its rows, which somebody behind it trains."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_frozen: bool) -> None:
         super().__init__()
-        self.scale = nn.Parameter(torch.ones(HIDDEN, dtype=torch.float64))
+        self.scale = nn.Parameter(torch.ones(HIDDEN, dtype=torch.float64), requires_grad=not is_frozen)
 
     def forward(self, rows: Tensor, meta: StageMeta) -> Tensor:
         return (rows * self.scale).detach()
 
 
-@pytest.mark.parametrize(("stage", "said"), [(Short(), rf"\[{ROWS - 1}, {HIDDEN}\]"), (Detached(), "no gradient")])
+class DetachedScores(Scores):
+    """A last stage whose loss is cut off from its rows."""
+
+    def forward(self, rows: Tensor, meta: StageMeta) -> tuple[Tensor, ...]:
+        return super().forward(rows.detach(), meta)
+
+
+class Wide(nn.Module):
+    """Returns rows twice as wide as the plan says."""
+
+    def forward(self, rows: Tensor, meta: StageMeta) -> Tensor:
+        return rows.repeat(1, 2)
+
+
+BROKEN = [
+    (Wide(), rf"\[{ROWS}, {2 * HIDDEN}\], .* rows of {HIDDEN}; change the stage or `hidden` of module llm"),
+    (Short(), rf"\[{ROWS - 1}, {HIDDEN}\]"),
+    (Detached(is_frozen=False), "rows that its rows and parameters made"),
+    (Detached(is_frozen=True), "rows that its rows and parameters made"),
+    (DetachedScores(), "a loss that its rows and parameters made"),
+]
+
+
+@pytest.mark.parametrize("is_of_items", [False, True])
+def test_only_where_rows_are_those_of_items_the_message_says_where_they_are_described(
+    is_of_items: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Work, "outgoing", lambda *_: ["llm->sink"] if is_of_items else [], raising=False)
+    with pytest.raises(DataError, match=rf"return rows, \[{ROWS}, hidden\]") as raised:
+        run("1RECV_F0 1F0", Short())
+    assert str(raised.value).endswith("change the stage or Item.num_rows") == is_of_items
+
+
+@pytest.mark.parametrize(("stage", "said"), BROKEN)
 def test_a_stage_is_held_to_it_before_anything_is_sent(stage: nn.Module, said: str) -> None:
     with pytest.raises(DataError, match=f"stage 1 of module llm returned .*{said}"):
         run("1RECV_F0 1F0 1SEND_F0", stage)
+
+
+class Faulty(torch.autograd.Function):
+    """Raises in its backward."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        return rows.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        raise ZeroDivisionError
+
+
+class Raises(nn.Module):
+    """Raises in its forward or its backward."""
+
+    def __init__(self, when: str) -> None:
+        super().__init__()
+        self._when = when
+
+    def forward(self, rows: Tensor, meta: StageMeta) -> Tensor:
+        if self._when == "forward":
+            raise ZeroDivisionError
+        return Faulty.apply(rows)  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize("when", ["forward", "backward"])
+def test_an_error_in_a_stage_says_where_it_was(when: str) -> None:
+    with pytest.raises(ZeroDivisionError) as raised:
+        run("1RECV_F0 1F0 1RECV_B0 1B0", Raises(when))
+    assert raised.value.__notes__ == [f"in the {when} of stage 1 of module llm: microbatch 0, samples 5, 7"]
 
 
 class Window(nn.Module):
@@ -100,6 +197,32 @@ class Window(nn.Module):
 def test_a_call_for_several_microbatches_is_held_to_the_rows_of_all() -> None:
     with pytest.raises(DataError, match=rf"stage 1 of module llm returned .*; return rows, \[{2 * ROWS}, hidden\]"):
         run("1F0-1", Window())
+
+
+class Scaled(nn.Module):
+    """Multiplies rows of the dtype that it expects by a parameter, and returns them in another."""
+
+    def __init__(self, returned: torch.dtype) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((HIDDEN,), 3.0, dtype=torch.float64))
+        self._returned = returned
+
+    def forward(self, rows: Tensor, meta: StageMeta) -> Tensor:
+        assert rows.dtype == torch.float64
+        return (rows * self.scale).to(self._returned)
+
+
+@pytest.mark.parametrize("returned", [torch.float32, torch.float64])
+def test_rows_of_another_dtype_are_cast_for_the_next_stage_on_the_lane_as_for_another_rank(
+    returned: torch.dtype,
+) -> None:
+    stages = Scaled(returned), Scaled(returned)
+    transport, _ = run("1RECV_F0 1F0 2F0 2SEND_F0 2RECV_B0 2B0 1B0 1SEND_B0", *stages)
+    forward, backward = transport.sent
+    assert forward.dtype == backward.dtype == torch.float64
+    assert forward.eq(9).all() and backward.eq(2 * 9).all()
+    for stage in stages:
+        assert stage.scale.grad is not None
 
 
 COLOCATED = dict(vision="first_rank = 0\nlayout.dp = 2", llm="first_rank = 0\nlayout.pp = 2", world_size=2)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from hetsched.errors import PlanError
+from hetsched.errors import JobError, PlanError
 from hetsched.kernels.put import library
 from hetsched.parallel import nccl_calls
 from hetsched.plan import parse_plan
@@ -18,6 +20,7 @@ from hetsched.runtime import agreement, device
 from hetsched.runtime.channels import Channels
 from hetsched.runtime.device import Seat, check_devices, what_is_wrong
 from hetsched.runtime.exchange import Channel, Message, Transfer, Wire
+from hetsched.runtime.transport.gloo import GlooReceive, _Arriving
 from hetsched.runtime.transport.links import Link
 from hetsched.runtime.transport.pending import Pending, what_is_missing
 from hetsched.runtime.transport.streamed import check_queues
@@ -127,12 +130,30 @@ def test_a_step_that_stands_still_is_put_down_to_its_first_receive() -> None:
         pending(BACK, 1, {1}, is_receive=True),
     ]
     assert what_is_missing(posted, rank=0, timeout_s=5) == (
-        "vision->llm, back, microbatch 0: nothing arrived from rank 1 or 3 on rank 0 within 5 s"
+        "vision->llm, back, microbatch 0: nothing arrived from rank 1 or 3 on rank 0 within 5 s; "
+        "raise Engine(timeout_s=...) if rank 1 or 3 is only slow, as in first steps that compile"
     )
     assert what_is_missing(posted[:1], rank=0, timeout_s=5) == (
-        "vision->llm, there, microbatch 2: rank 1 did not receive from rank 0 within 5 s"
+        "vision->llm, there, microbatch 2: rank 1 did not receive from rank 0 within 5 s; "
+        "raise Engine(timeout_s=...) if rank 1 is only slow, as in first steps that compile"
     )
     assert "a sum of gradients" in what_is_missing([], rank=0, timeout_s=5)
+
+
+def late(said: str) -> GlooReceive:
+    """A message of rank 2 that gloo gives up, saying why."""
+    work = SimpleNamespace(wait=mock.Mock(side_effect=RuntimeError(said)))
+    arriving = [_Arriving(work, torch.empty(0, 1), Message(torch.empty(0, 1), ()), peer=2)]
+    return GlooReceive(arriving, Transfer(BACK, 0), timedelta(seconds=5))
+
+
+@pytest.mark.parametrize(("said", "is_late"), [("Timed out waiting 5000ms", True), ("Connection closed", False)])
+def test_only_where_a_peer_may_be_slow_the_message_names_the_timeout(said: str, is_late: bool) -> None:
+    with mock.patch.object(dist, "get_rank", return_value=0), pytest.raises(JobError) as raised:
+        late(said).wait()
+    message = str(raised.value)
+    assert f"nothing arrived from rank 2 on rank 0: {said}" in message
+    assert ("raise Engine(timeout_s=...) if rank 2 is only slow" in message) == is_late
 
 
 def test_what_may_have_arrived_is_not_blamed_where_another_message_is_waited_for() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as checkpoint
 from torch import Tensor, nn
 
-from hetsched import Batch, Engine, JobError, StageMeta, parse_plan
+from hetsched import Batch, BoundaryRows, Engine, JobError, StageMeta, parse_plan
 from hetsched.models.multimodal import builders
 from hetsched.plan import Plan
 from tests.dist.plans import make_plan
@@ -268,6 +269,32 @@ def test_copies_with_other_parameters_are_told_on_every_rank(ranks: Pool, how: s
         assert said.startswith(f"JobError: {stage}, the first of them {FIRST[how]}; build copies"), said
 
 
+class Projector(Sink):
+    """Trains what it makes of entering rows, and nothing else: the adapter of a frozen LLM."""
+
+    def __init__(self, stage: int, table: nn.Embedding) -> None:
+        super().__init__(stage, table)
+        self.requires_grad_(False)
+        if stage == 0:
+            self.project = nn.Linear(HIDDEN, HIDDEN, dtype=torch.float64)
+
+    def forward(self, rows: Tensor | None, meta: StageMeta) -> Tensor | tuple[Tensor, Any]:
+        if self.stage == 0:
+            projected = {name: self._projected(of) for name, of in meta.boundary.items()}
+            meta = replace(meta, boundary=projected)
+        return super().forward(rows, meta)
+
+    def _projected(self, entering: BoundaryRows) -> BoundaryRows:
+        # As with a batch of texts, whose graph then has nothing of it.
+        return replace(entering, rows=self.project(entering.rows)) if len(entering.rows) else entering
+
+
+def test_what_is_trained_for_entering_rows_alone_is_not_missed_where_none_enter(ranks: Pool) -> None:
+    ((_, gradients),) = ranks.run(trains_without_targets, Projector, "few", num_ranks=1)
+    assert [list(gradient.shape) for gradient in gradients] == [[HIDDEN, HIDDEN], [HIDDEN]]
+    assert all(bool(gradient.any()) for gradient in gradients)
+
+
 class Nothing(Sink):
     """Has no targets in every other microbatch, and then a loss of nothing."""
 
@@ -290,7 +317,7 @@ class Untargeted(RaggedSource):
         return type(sample)(index, sample.num_tokens, 0, sample.placeholders) if index < 4 else sample
 
 
-def trains_without_targets(kind: type[Sink]) -> tuple[float, list[Tensor]]:
+def trains_without_targets(kind: type[Sink], items: str = "many") -> tuple[float, list[Tensor]]:
     plan = parse_plan(f"""
 world_size = 1
 microbatches = 4
@@ -298,13 +325,13 @@ dtype = "float64"
 name = "targets"
 schedule.pipeline = "interleaved"
 boundaries = [{{ producer = "vision", consumer = "llm" }}]
-modules.vision = {{ hidden = {HIDDEN}, first_rank = 0 }}
+modules.vision = {{ hidden = {HIDDEN}, first_rank = 0, frozen = {str(items == "few").lower()} }}
 modules.llm = {{ hidden = {HIDDEN}, first_rank = 0, layout = {{ vpp = 2 }} }}
 """)
     torch.manual_seed(5)
     tables = [nn.Embedding(50, HIDDEN, dtype=torch.float64) for _ in range(2)]
     engine = Engine(plan, {"vision": lambda *_: Encoder(), "llm": lambda stage, mesh: kind(stage, tables[stage])})
-    report = engine.step(Batch.of(Untargeted(3), range(8)))
+    report = engine.step(Batch.of(Untargeted(3, items=items), range(8)))
     return report.loss, [p.grad.clone() for p in engine.parameters() if p.grad is not None]
 
 

@@ -41,7 +41,9 @@ def bad_data(_: Path) -> None:
     # As where an engine has compared notes: every rank is there, and all raise.
     dist.barrier()
     time.sleep(0.5)
-    raise DataError("sample 3 is bad")
+    error = DataError("sample 3 is bad")
+    error.add_note("in the forward of stage 0")
+    raise error
 
 
 def bad_code(_: Path) -> None:
@@ -104,7 +106,7 @@ def test_every_rank_runs_in_one_group(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("worker", "message"),
     [
-        (bad_data, r"^ranks 0, 1, 2: DataError: sample 3 is bad$"),
+        (bad_data, r"^ranks 0, 1, 2: DataError: sample 3 is bad\nin the forward of stage 0$"),
         (bad_code, r"^rank 2: Traceback[\s\S]*ValueError: a bug\n$"),
         (bad_code_that_others_wait_for, r"^rank 2: Traceback[\s\S]*ValueError: a bug[\s\S]*rank 1: JobError: nothing"),
         (left_by_exit, r"rank 1: ended with exit code 7"),
@@ -124,6 +126,13 @@ def test_a_job_that_fails_says_which_rank_and_why_and_leaves_none(
         launch(worker, tmp_path, num_ranks=3)
     assert pids_of_children() == before
     assert time.monotonic() - start < 30
+
+
+def test_a_worker_that_is_no_function_of_a_module_is_refused_before_anything_is_started() -> None:
+    before = pids_of_children()
+    with pytest.raises(TypeError, match=r"cannot be sent .*lambda.* it must be a function of a module"):
+        launch(lambda: None, num_ranks=2)
+    assert pids_of_children() == before
 
 
 def test_under_torchrun_the_process_is_a_rank_already(tmp_path: Path, ranks: Pool) -> None:

@@ -60,7 +60,7 @@ class Lender:
 class Work:
     """One microbatch that comes from a peer and goes back to it."""
 
-    divisor = 1
+    divisor, dtype = 1, torch.float64
 
     def __init__(self, actions: Sequence[Action], *, is_last: bool = False) -> None:
         self._is_last = is_last
@@ -77,6 +77,9 @@ class Work:
 
     def num_tokens(self, module: str, microbatch: int) -> int:
         return ROWS
+
+    def contents(self, module: str, microbatch: int) -> str:
+        return "samples 5, 7"
 
     def num_rows(self, module: str, stage: int, microbatch: int) -> int | None:
         return None if self._is_last else ROWS
@@ -101,7 +104,7 @@ class Scores(nn.Module):
     """A last stage in eval mode whose loss, weight and outputs are its inputs."""
 
     def forward(self, rows: Tensor, meta: StageMeta) -> tuple[Tensor, ...]:
-        return rows[0, 0], rows[0, 1], rows[1:]
+        return rows[0, 0], rows[0, 1], rows
 
 
 class Added(nn.Module):
@@ -140,7 +143,7 @@ def test_rows_that_a_stage_passes_to_the_next_on_its_lane_are_its_own() -> None:
 def test_what_a_last_stage_returns_of_its_rows_outlives_the_step() -> None:
     _, result = run("1RECV_F0 1F0", Scores(), is_training=False)
     (scores,) = result.extras["llm", 0]
-    assert scores.shape == (ROWS - 1, HIDDEN) and scores.eq(1).all()
+    assert scores.shape == (ROWS, HIDDEN) and scores.eq(1).all()
     assert (result.loss_sum, result.weight) == (1, 1)
 
 

@@ -15,6 +15,7 @@ from hetsched.errors import JobError
 from hetsched.runtime.events import Arrival
 from hetsched.runtime.exchange import Message, StepSetup, Transfer
 from hetsched.runtime.transport.memory import OwnMemory
+from hetsched.runtime.transport.pending import if_slow
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,5 +93,6 @@ class GlooReceive:
                 a.work.wait(self._timeout)
             except RuntimeError as error:
                 message = f"{self._transfer}: nothing arrived from rank {a.peer} on rank {dist.get_rank()}: {error}"
-                raise JobError(message) from None
+                is_late = "Timed out" in str(error)
+                raise JobError(f"{message}; {if_slow(f'rank {a.peer}')}" if is_late else message) from None
             a.message.unpack(a.room)

@@ -89,6 +89,12 @@ def what_is_missing(pending: Sequence[Pending], *, rank: int, timeout_s: float) 
     if message is None:
         return f"rank {rank}: the step stood still for {timeout_s:g} s: a rank is missing in a sum of gradients"
     peers = "rank " + " or ".join(map(str, message.rows))
+    missing = f"{peers} did not receive from rank {rank}"
     if message.is_receive:
-        return f"{message.transfer}: nothing arrived from {peers} on rank {rank} within {timeout_s:g} s"
-    return f"{message.transfer}: {peers} did not receive from rank {rank} within {timeout_s:g} s"
+        missing = f"nothing arrived from {peers} on rank {rank}"
+    return f"{message.transfer}: {missing} within {timeout_s:g} s; {if_slow(peers)}"
+
+
+def if_slow(peers: str) -> str:
+    """What to change where a message was waited for too long, but nobody is gone."""
+    return f"raise Engine(timeout_s=...) if {peers} is only slow, as in first steps that compile"
