@@ -5,17 +5,19 @@ from __future__ import annotations
 import argparse
 import math
 import re
+import sys
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 from hetsched.cli.usage import UsageError, require_file
 from hetsched.errors import ScheduleError
+from hetsched.plan.words import numbered
 from hetsched.schedule.action import Kind
 from hetsched.schedule.program import Program
 from hetsched.schedule.table import ActionTable, Pattern, parse_pattern
 from hetsched.show.unit import MILLISECOND, NANOSECOND, Unit
-from hetsched.sim.costs import Costs, load_costs
+from hetsched.sim.costs import DEFAULT_LINK, Costs, load_costs
 
 DEFAULT_COST = "F=1,I=1,W=1"
 ENCODER = "vision"
@@ -111,21 +113,59 @@ def require_costs(program: Program, given: GivenCosts) -> None:
         raise UsageError(f"{given.source}: the costs are too large, or have too many decimals, to add up exactly")
 
 
-def require_known_modules(program: Program, given: GivenCosts) -> None:
-    """Refuses ``--cost`` of a module that is not there; a file may serve several programs.
+def require_known_actions(program: Program, given: GivenCosts) -> None:
+    """Refuses ``--cost`` of what the program does not have; a file may serve several programs.
 
     Raises:
         UsageError: see above.
     """
-    modules = [module.name for module in program.topology.modules]
-    for pattern in given.costs.durations_ns.values if given.file is None else ():
-        if pattern.module is not None and pattern.module not in modules:
+    if given.file is not None:
+        _tell_unused_links(program, given)
+        return
+    for pattern in given.costs.durations_ns.values:
+        fault = _unknown_part(program, pattern)
+        if fault:
             name = re.sub(rf"^{ENCODER}:(?=[FB]\d*$)", "E", str(pattern))
-            fix = (
-                f"; to put it into a --schedule add --encoder, or leave {name} out" if pattern.module == ENCODER else ""
-            )
-            there = f"there is no module {pattern.module}, only {', '.join(modules)}"
-            raise UsageError(f"--cost {name}: {there}{fix}")
+            is_encoder = pattern.module == ENCODER and ENCODER not in _module_names(program)
+            fix = f"; to put it into a --schedule add --encoder, or leave {name} out" if is_encoder else ""
+            raise UsageError(f"--cost {name}: {fault}{fix}")
+
+
+def _tell_unused_links(program: Program, given: GivenCosts) -> None:
+    """Says on stderr which links no message takes: of a slip in a name nothing else can be seen."""
+    names = [DEFAULT_LINK, *_module_names(program), *(edge.name for edge in program.topology.edges)]
+    unused = [name for name in given.costs.links if name not in names]
+    if unused:
+        said = f"no message takes links {', '.join(unused)}; use {', '.join(names)}"
+        print(f"{given.file}: {said}", file=sys.stderr)
+
+
+def _unknown_part(program: Program, pattern: Pattern) -> str | None:
+    """What the program has in place of a pattern's module, stage, microbatch or lane."""
+    lanes = range(len(program.lanes))
+    if pattern.module is not None:
+        if pattern.module not in _module_names(program):
+            return f"there is no module {pattern.module}, only {', '.join(_module_names(program))}"
+        module = program.topology.module(pattern.module)
+        stages = range(module.num_stages)
+        if pattern.stage is not None and pattern.stage not in stages:
+            return f"{module.name} has {numbered('stage', module.num_stages)}"
+        of = stages if pattern.stage is None else (pattern.stage,)
+        where = sorted({lane for stage in of for lane in module.lanes(stage)})
+        if pattern.lane in lanes and pattern.lane not in where:
+            stage = "" if pattern.stage is None else f":{pattern.stage}"
+            return f"{module.name}{stage} runs on {'lane' if len(where) == 1 else 'lanes'} {', '.join(map(str, where))}"
+    for noun, number, count in (
+        ("microbatch", pattern.microbatch, program.num_microbatches),
+        ("lane", pattern.lane, len(lanes)),
+    ):
+        if number is not None and number >= count:
+            return f"there {'is' if count == 1 else 'are'} {numbered(noun, count)}"
+    return None
+
+
+def _module_names(program: Program) -> list[str]:
+    return [module.name for module in program.topology.modules]
 
 
 def _missing(program: Program, costs: Costs) -> str:

@@ -9,7 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from hetsched.cli.costs import DEFAULT_COST, add_cost_arguments, read_costs, require_costs, require_known_modules
+from hetsched.cli.costs import DEFAULT_COST, add_cost_arguments, read_costs, require_costs, require_known_actions
 from hetsched.cli.encoder_flags import (
     add_encoder_arguments,
     encoded_program,
@@ -128,10 +128,10 @@ def _timeline(args: argparse.Namespace, source: Source, measured: Timeline | Non
     given = read_costs(args, default=DEFAULT_COST)
     require_costs(source, given)
     if args.encoder is None:
-        require_known_modules(source, given)
+        require_known_actions(source, given)
         return simulate(source, given.costs), given.unit
     encoded = encoded_program(args, given)
-    require_known_modules(encoded.program, given)
+    require_known_actions(encoded.program, given)
     require_costs(encoded.program, replace(given, costs=encoded.costs))
     return simulate(encoded.program, encoded.costs), given.unit
 
@@ -150,6 +150,7 @@ def _predicted(args: argparse.Namespace, plan: Plan, measured: Timeline | None) 
         return simulate(program, step_costs(plan))
     given = read_costs(args)
     require_costs(program, given)
+    require_known_actions(program, given)
     return simulate(program, given.costs)
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hetsched.cli.costs import ENCODER, add_cost_arguments, read_costs, require_costs, require_known_modules
+from hetsched.cli.costs import ENCODER, add_cost_arguments, read_costs, require_costs, require_known_actions
 from hetsched.cli.encoder_flags import add_encoder_arguments, encoded_program, require_no_encoder_flags
 from hetsched.cli.output import print_json, write
 from hetsched.cli.schedule_flags import MODULE, add_schedule_arguments, scheduled_program
@@ -45,12 +45,12 @@ def run(args: argparse.Namespace) -> int:
     encoder = {}
     if args.encoder is None:
         require_no_encoder_flags(args)
-        require_known_modules(program, given)
+        require_known_actions(program, given)
         timeline = simulate(program, given.costs)
     else:
         alone, encoded = simulated_makespan_ns(program, given.costs), encoded_program(args, given)
         program = encoded.program
-        require_known_modules(program, given)
+        require_known_actions(program, given)
         require_costs(program, replace(given, costs=encoded.costs))
         timeline = simulate(program, encoded.costs)
         recomputed = encoded.placement.recomputed.get(ENCODER, frozenset())

@@ -1,0 +1,65 @@
+"""What costs may be stated, in which unit times are written, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hetsched.cli import main
+from tests.plan.good_plan import GOOD
+
+Output = pytest.CaptureFixture[str]
+pytestmark = pytest.mark.usefixtures("here")
+FLAGS = ["--schedule", "1f1b", "--stages", "4", "--microbatches", "8"]
+
+
+def write_costs(path: str, **tables: Any) -> str:
+    Path(path).write_text(json.dumps({"durations_ns": {"F": 10, "B": 20}} | tables))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("cost", "said"),
+    [
+        ("F9=5", "--cost F9: there are microbatches 0 to 7"),
+        ("llm:B12=99", "--cost llm:B12: there are microbatches 0 to 7"),
+        ("llm:7B=9", "--cost llm:7B: llm has stages 0 to 3"),
+        ("F@44=3", "--cost F@44: there are lanes 0 to 3"),
+        ("llm:1F@3=3", "--cost llm:1F@3: llm:1 runs on lane 1"),
+        ("F7=5", None),
+        ("llm:3B=9", None),
+        ("llm:F@3=3", None),
+    ],
+)
+@pytest.mark.parametrize("command", ["simulate", "show"])
+def test_a_cost_of_what_is_not_there_is_refused(command: str, cost: str, said: str | None, capsys: Output) -> None:
+    code = main([command, *FLAGS, "--cost", f"F=1,B=2,{cost}"])
+    err = capsys.readouterr().err
+    assert (code, err) == ((0, "") if said is None else (2, f"hetsched {command}: {said}\n"))
+
+
+def test_a_cost_of_an_encoder_that_is_not_there_is_named_as_it_was_written(capsys: Output) -> None:
+    cost = ["--cost", "F=1,B=2,EF=1,EB=1", "--encoder", "fill"]
+    assert main(["simulate", *FLAGS, cost[0], f"{cost[1]},EF8=2", *cost[2:]]) == 2
+    assert "--cost EF8: there are microbatches 0 to 7\n" in capsys.readouterr().err
+    assert main(["simulate", *FLAGS, cost[0], f"{cost[1]},vision:1F=2", *cost[2:]]) == 2
+    assert "--cost vision:1F: vision has stage 0 alone\n" in capsys.readouterr().err
+
+
+def test_links_that_no_message_takes_are_named_on_stderr(capsys: Output) -> None:
+    link = {"latency_ns": 5}
+    Path("good.toml").write_text(GOOD)
+    write_costs("plan.json", durations_ns={"F": 1, "B": 2}, links={"vison->llm": link, "default": link})
+    for argv, names in (
+        (["simulate", *FLAGS], "default, llm"),
+        (["show", *FLAGS], "default, llm"),
+        (["show", "good.toml"], "default, vision, llm, vision->llm"),
+    ):
+        assert main([*argv, "--cost-file", "plan.json"]) == 0
+        assert capsys.readouterr().err == f"plan.json: no message takes links vison->llm; use {names}\n"
+    write_costs("fine.json", links={"llm": link, "default": link})
+    assert main(["simulate", *FLAGS, "--cost-file", "fine.json"]) == 0
+    assert capsys.readouterr().err == ""
