@@ -63,3 +63,39 @@ def test_links_that_no_message_takes_are_named_on_stderr(capsys: Output) -> None
     write_costs("fine.json", links={"llm": link, "default": link})
     assert main(["simulate", *FLAGS, "--cost-file", "fine.json"]) == 0
     assert capsys.readouterr().err == ""
+
+
+def words_of(capsys: Output, *argv: str) -> str:
+    assert main([*argv]) == 0
+    return capsys.readouterr().out
+
+
+def test_times_of_a_cost_file_are_written_in_a_unit_that_fits_them(capsys: Output) -> None:
+    write_costs("costs.json", durations_ns={"F": 1_234_567, "B": 2_345_678})
+    flags = [*FLAGS, "--cost-file", "costs.json"]
+    said = words_of(capsys, "simulate", *flags)
+    assert "makespan     39.3827 ms\n" in said and "warmup 7.4074 ms," in said
+    drawn = words_of(capsys, "show", *flags)
+    assert "step 39.3827 ms simulated" in drawn and drawn.splitlines()[0].split() == ["time", "0", "5", *TENS]
+    assert json.loads(words_of(capsys, "simulate", *flags, "--json"))["makespan"] == 39_382_695
+
+
+TENS = ["10", "15", "20", "25", "30", "35"]
+
+
+def test_large_times_are_written_in_full_and_small_ones_are_not_lost(capsys: Output) -> None:
+    large, small = ["--cost", "F=1234567,B=2345678"], ["--cost", "F=0.00003,B=0.00006"]
+    assert "makespan     39382695\n" in words_of(capsys, "simulate", *FLAGS, *large)
+    assert "20000000 " in words_of(capsys, "show", *FLAGS, *large).splitlines()[0]
+    assert "makespan     0.00099\n" in words_of(capsys, "simulate", *FLAGS, *small)
+
+
+@pytest.mark.parametrize(("items", "makespan", "bubble"), [("3", 33.5, 26), ("6", 33.5, 26), ("7", 33.5, 26)])
+def test_items_of_any_number_share_a_cost_exactly(items: str, makespan: float, bubble: int, capsys: Output) -> None:
+    flags = [*FLAGS, "--cost", "F=1,B=2,EF=0.5,EB=1", "--encoder", "fill", "--split-items", "--items", items]
+    figures = json.loads(words_of(capsys, "simulate", *flags, "--json"))
+    assert (figures["makespan"], figures["bubble"]["total"]) == (makespan, bubble)
+    assert isinstance(figures["bubble"]["total"], int)
+    # What show writes for others is not drawn in thirds of a millisecond.
+    timeline = json.loads(words_of(capsys, "show", *flags, "--json"))
+    assert max(span[3] for span in timeline["spans"]) == pytest.approx(makespan * 1e6)

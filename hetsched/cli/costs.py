@@ -16,7 +16,7 @@ from hetsched.plan.words import numbered
 from hetsched.schedule.action import Kind
 from hetsched.schedule.program import Program
 from hetsched.schedule.table import ActionTable, Pattern, parse_pattern
-from hetsched.show.unit import MILLISECOND, NANOSECOND, Unit
+from hetsched.show.unit import MILLISECOND, NANOSECOND, Unit, fitting_unit
 from hetsched.sim.costs import DEFAULT_LINK, Costs, load_costs
 
 DEFAULT_COST = "F=1,I=1,W=1"
@@ -31,7 +31,7 @@ _LARGEST = 2**62
 
 @dataclass(frozen=True, slots=True)
 class GivenCosts:
-    """Costs, the unit in which they were given and times are printed, and the file they came from, if any."""
+    """Costs, the unit in which they were given, and the file they came from, if any."""
 
     costs: Costs
     unit: Unit
@@ -47,6 +47,10 @@ class GivenCosts:
         """Where further costs go."""
         return "" if self.file is None else " in its durations_ns"
 
+    def unit_of_text(self, makespan_ns: int) -> Unit:
+        """The unit that a reader meets: the user's own, or of times in a file one that fits them."""
+        return self.unit if self.file is None else fitting_unit(makespan_ns)
+
 
 def add_cost_arguments(parser: argparse.ArgumentParser) -> None:
     """``--cost`` and ``--cost-file``."""
@@ -60,8 +64,8 @@ def add_cost_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--cost-file", type=Path, metavar="FILE", help="costs in ns, with links and memory (JSON)")
 
 
-def read_costs(args: argparse.Namespace, *, default: str | None = None) -> GivenCosts:
-    """The costs that the arguments state.
+def read_costs(args: argparse.Namespace, *, default: str | None = None, num_items: int = 1) -> GivenCosts:
+    """The costs that the arguments state; those of ``--cost`` can be shared exactly among ``num_items``.
 
     Raises:
         UsageError: none are stated, or they cannot be read.
@@ -73,11 +77,11 @@ def read_costs(args: argparse.Namespace, *, default: str | None = None) -> Given
     text = default if args.cost is None else args.cost
     if text is None:
         raise UsageError("what do actions cost? Give --cost, e.g. --cost F=1,B=2, or --cost-file")
-    return parse_costs(text)
+    return parse_costs(text, num_items=num_items)
 
 
-def parse_costs(text: str) -> GivenCosts:
-    """The costs of a text such as ``F=0.5,B=1``.
+def parse_costs(text: str, *, num_items: int = 1) -> GivenCosts:
+    """The costs of a text such as ``F=0.5,B=1``, each a multiple of ``num_items`` in the unit that they are given.
 
     Raises:
         UsageError: the text is not of that form, names a pattern twice, or its B is not I + W.
@@ -92,7 +96,7 @@ def parse_costs(text: str) -> GivenCosts:
             raise UsageError(f"--cost names {name} twice")
         values[pattern] = Fraction(number)
     _check_halves(values)
-    scale = math.lcm(_NS_PER_UNIT, *(value.denominator for value in values.values()))
+    scale = math.lcm(_NS_PER_UNIT, *((value / num_items).denominator for value in values.values()))
     table = {pattern: int(value * scale) for pattern, value in values.items()}
     return GivenCosts(Costs(ActionTable(table)), Unit(scale))
 

@@ -13,6 +13,7 @@ from hetsched.cli.costs import DEFAULT_COST, add_cost_arguments, read_costs, req
 from hetsched.cli.encoder_flags import (
     add_encoder_arguments,
     encoded_program,
+    num_items,
     require_encoders_of_file,
     require_no_encoder_flags,
 )
@@ -21,14 +22,14 @@ from hetsched.cli.schedule_flags import add_schedule_arguments, has_schedule, sc
 from hetsched.cli.source import FILE_HELP, Source, load
 from hetsched.cli.usage import UsageError, positive
 from hetsched.plan import Plan
-from hetsched.show.compare import Comparison, compare
+from hetsched.show.compare import Comparison, compare, scaled
 from hetsched.show.html import to_html
 from hetsched.show.layer import Layer
 from hetsched.show.perfetto import to_perfetto
 from hetsched.show.svg import to_svg
 from hetsched.show.table import draw_comparison
 from hetsched.show.text import draw
-from hetsched.show.unit import Unit, fitting_unit
+from hetsched.show.unit import MILLISECOND, Unit, fitting_unit
 from hetsched.sim.simulate import simulate
 from hetsched.sim.timeline import Timeline
 from hetsched.stepprogram import step_costs, step_program
@@ -71,6 +72,9 @@ def run(args: argparse.Namespace) -> int:
         require_encoders_of_file(args, is_plan=isinstance(source, Plan))
     measured = None if args.measured is None else _measured(args.measured)
     timeline, unit = _timeline(args, source, measured)
+    if unit is not None and unit.ns > MILLISECOND.ns and (args.json or args.format == "perfetto"):
+        # Whoever reads it takes a unit of the user's for a millisecond, also where that had to be cut finer here.
+        timeline = scaled(timeline, MILLISECOND.ns / unit.ns)
     if args.json:
         write(json.dumps(timeline.to_json()) + "\n", args.out)
         return 0
@@ -125,15 +129,17 @@ def _timeline(args: argparse.Namespace, source: Source, measured: Timeline | Non
         return source, None
     if isinstance(source, Plan):
         return _predicted(args, source, measured), None
-    given = read_costs(args, default=DEFAULT_COST)
+    given = read_costs(args, default=DEFAULT_COST, num_items=num_items(args))
     require_costs(source, given)
     if args.encoder is None:
         require_known_actions(source, given)
-        return simulate(source, given.costs), given.unit
-    encoded = encoded_program(args, given)
-    require_known_actions(encoded.program, given)
-    require_costs(encoded.program, replace(given, costs=encoded.costs))
-    return simulate(encoded.program, encoded.costs), given.unit
+        timeline = simulate(source, given.costs)
+    else:
+        encoded = encoded_program(args, given)
+        require_known_actions(encoded.program, given)
+        require_costs(encoded.program, replace(given, costs=encoded.costs))
+        timeline = simulate(encoded.program, encoded.costs)
+    return timeline, given.unit_of_text(timeline.makespan_ns)
 
 
 def _predicted(args: argparse.Namespace, plan: Plan, measured: Timeline | None) -> Timeline:
