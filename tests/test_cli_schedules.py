@@ -305,6 +305,20 @@ def test_show_keeps_the_shape_of_many_lanes_and_microbatches_in_narrow_columns(c
         assert len(row) - len(row.rstrip(".")) == pytest.approx(lane * 2 * 120 / 237, abs=1)
 
 
+@pytest.mark.parametrize("columns", [80, 100, 10])
+def test_no_line_is_longer_than_a_terminal(columns: int, capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = ["show", *schedule("1f1b", 12, 24, "F=1,B=2")]
+    assert main(flags) == 0
+    assert len(capsys.readouterr().out.splitlines()[1]) > 120
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert main(flags) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) == max(columns, 49)
+    assert main([*flags, "-o", "out.txt"]) == 0
+    assert len(Path("out.txt").read_text().splitlines()[1]) > 120
+
+
 def test_a_timeline_that_show_wrote_is_drawn_as_it_was(here: Path, capsys: Output) -> None:
     (here / "good.toml").write_text(GOOD)
     assert main(["show", "good.toml"]) == 0

@@ -43,7 +43,9 @@ EXAMPLES = (
 )
 FORMATS = ("text", "svg", "html", "perfetto")
 _WIDTH = 120
-_MARGIN = 30
+_LEAST_WIDTH = 20
+_MARGIN = 29
+"""Columns beside the time axis, of up to 100 lanes."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -88,10 +90,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _drawn(args: argparse.Namespace, title: str, timeline: Timeline, comparison: Comparison | None, unit: Unit) -> str:
     if args.format == "text":
-        width = args.width or _default_width()
+        columns = shutil.get_terminal_size().columns if args.out is None and sys.stdout.isatty() else None
+        width = args.width or (_WIDTH if columns is None else max(_LEAST_WIDTH, columns - _MARGIN))
         if comparison is None:
-            return draw(timeline, width=width, unit=unit) + "\n"
-        return draw_comparison(comparison, width=width, unit=unit) + "\n"
+            return draw(timeline, width=width, unit=unit, columns=columns) + "\n"
+        return draw_comparison(comparison, width=width, unit=unit, columns=columns) + "\n"
     layers = [Layer("step", timeline)]
     if comparison is not None:
         layers = [Layer("predicted", comparison.predicted), Layer("measured", comparison.measured)]
@@ -158,10 +161,3 @@ def _predicted(args: argparse.Namespace, plan: Plan, measured: Timeline | None) 
     require_costs(program, given)
     require_known_actions(program, given)
     return simulate(program, given.costs)
-
-
-def _default_width() -> int:
-    """What fits the terminal."""
-    if not sys.stdout.isatty():
-        return _WIDTH
-    return max(_WIDTH // 2, shutil.get_terminal_size().columns - _MARGIN)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from hetsched.show.compare import Comparison
-from hetsched.show.text import draw
+from hetsched.show.text import draw, wrapped
 from hetsched.show.unit import MILLISECOND, Unit
 from hetsched.sim.overlap import Overlap
 
@@ -14,8 +14,15 @@ _HEAD = ("", "actions", "predicted", "measured", "error", "mean distance")
 _OVERLAP_HEAD = ("", "messages", "MB", "under way", "exposed", "hidden")
 
 
-def draw_comparison(comparison: Comparison, *, width: int = 120, unit: Unit = MILLISECOND) -> str:
-    """Both timelines under each other, each on an axis of its own, then the errors and the first divergence."""
+def draw_comparison(
+    comparison: Comparison, *, width: int = 120, unit: Unit = MILLISECOND, columns: int | None = None
+) -> str:
+    """Both timelines under each other, each on an axis of its own, then the errors and the first divergence.
+
+    Args:
+        comparison: what is drawn.
+        width, unit, columns: as in ``draw``.
+    """
     rows = [list(_HEAD)]
     for error in comparison.errors:
         share = "" if math.isinf(error.error) else f"{error.error:+.1%}"
@@ -27,14 +34,14 @@ def draw_comparison(comparison: Comparison, *, width: int = 120, unit: Unit = MI
     return "\n".join(
         [
             f"predicted{scale}",
-            draw(comparison.predicted, width=width, unit=unit),
+            draw(comparison.predicted, width=width, unit=unit, columns=columns),
             "",
             "measured",
-            draw(comparison.measured, width=width, unit=unit),
+            draw(comparison.measured, width=width, unit=unit, columns=columns),
             "",
             *_columns(rows),
             "",
-            first,
+            wrapped(first, columns),
         ]
     )
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from hetsched.schedule.action import Action, Kind
 from hetsched.show.label import Labels
@@ -22,7 +24,16 @@ _READABLE = 3
 """Columns from which on a box can be read without its whole name."""
 
 
-def draw(timeline: Timeline, *, width: int = 120, unit: Unit | None = None) -> str:
+class _Box(NamedTuple):
+    """Columns of one action, or the column of several; names from long to short."""
+
+    first: int
+    end: int
+    names: tuple[str, ...]
+    fill: str = ""
+
+
+def draw(timeline: Timeline, *, width: int = 120, unit: Unit | None = None, columns: int | None = None) -> str:
     """The compute actions of each lane on a common time axis.
 
     Each action starts with its name (see ``Labels``) where there is room, otherwise with its kind, or, of a module that
@@ -34,6 +45,7 @@ def draw(timeline: Timeline, *, width: int = 120, unit: Unit | None = None) -> s
         timeline: simulated or measured.
         width: columns of the time axis.
         unit: in which times are written; one that fits the makespan by default.
+        columns: of the terminal, for the lines that are sentences; without it they are as long as they are.
     """
     makespan = max(1, timeline.makespan_ns)
     unit = unit or fitting_unit(makespan)
@@ -45,33 +57,58 @@ def draw(timeline: Timeline, *, width: int = 120, unit: Unit | None = None) -> s
     for lane, bubble in enumerate(bubbles(timeline)):
         row = _row(timeline.stream(lane, Stream.COMPUTE), labels, makespan=makespan, width=width)
         lines.append(f"{heads[lane]:<{indent}}{row}  {bubble.total / makespan:4.0%} idle, {live[lane]} live")
-    lines += [_legend(timeline, labels, unit), *_hint(timeline, labels, width=width), _key(timeline, labels)]
-    return "\n".join(lines)
+    sentences = [_legend(timeline, labels, unit), *_hint(timeline, labels, width=width), _key(timeline, labels)]
+    return "\n".join([*lines, *(wrapped(sentence, columns) for sentence in sentences)])
+
+
+def wrapped(sentence: str, columns: int | None) -> str:
+    """A sentence as lines of a terminal, broken at spaces."""
+    if columns is None:
+        return sentence
+    return textwrap.fill(sentence, columns, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def _row(spans: Iterable[Span], labels: Labels, *, makespan: int, width: int) -> str:
     """One lane: names over the columns of each span, and, where spans share a column, the kind of the longest."""
-    row: list[str] = [IDLE] * width
+    boxes: list[_Box] = []
     shared: dict[int, Counter[str]] = {}
     for span in spans:
         first, end = (time * width // makespan for time in (span.start_ns, span.end_ns))
         names = labels.of(span.action)
         if end > first:
-            row[first:end] = _paint(names, end - first, fill=_FILL.get(span.action.kind, _OTHER_FILL))
+            boxes.append(_Box(first, end, names, _FILL.get(span.action.kind, _OTHER_FILL)))
         elif span.duration_ns:
             shared.setdefault(first, Counter())[names[-1]] += span.duration_ns
-    for column, kinds in shared.items():
-        if row[column] == IDLE:
-            row[column] = max(sorted(kinds), key=lambda name: kinds[name])
+    covered = {column for box in boxes for column in range(box.first, box.end)}
+    for column in shared.keys() - covered:
+        most = max(sorted(shared[column]), key=lambda name: shared[column][name])
+        boxes.append(_Box(column, column + 1, (most,)))
+    row = [IDLE] * width
+    for box in sorted(boxes):
+        row[box.first : box.end] = _paint(box, before=row[box.first - 1] if box.first else IDLE)
     return "".join(row)
 
 
-def _paint(names: tuple[str, ...], length: int, *, fill: str) -> str:
-    """The longest name that fits, then a fill; the last column is a boundary if there is room."""
-    # A name that begins with a digit would run into the one before it if that had no boundary.
-    name = next(name for name in names if len(name) + name[0].isdigit() <= length)
-    text = name + fill * (length - len(name))
-    return text[:-1] + "|" if len(name) < length and length > 2 else text
+def _paint(box: _Box, *, before: str) -> str:
+    """The longest name that fits and is not read as one with what stands before, then a fill.
+
+    The last column is a boundary if there is room. A module's letter that fills a box of one column would be read as
+    that of the name behind it, so that a boundary comes between.
+    """
+    length = box.end - box.first
+    start = "|" if before.islower() and not box.names[-1].islower() and length > 1 else ""
+    name = next(name for name in box.names if _fits(name, length - len(start), before=start or before))
+    text = start + name + box.fill * (length - len(start) - len(name))
+    return text[:-1] + "|" if len(text) > len(start + name) and length > 2 else text
+
+
+def _fits(name: str, length: int, *, before: str) -> bool:
+    if len(name) < 2:
+        return True
+    if name[0].isdigit():
+        return len(name) < length and not before.isalnum()
+    # A module's letter and a kind alone would be read as two boxes, or as one with a number that follows.
+    return len(name) + (not name[-1].isdigit()) <= length
 
 
 def _ruler(makespan: int, width: int, unit: Unit) -> str:
