@@ -287,9 +287,9 @@ def test_show_names_stages_encoders_and_pairs_where_they_are_needed(here: Path, 
     (here / "program.json").write_text(json.dumps(program_to_json(program)))
     assert main(["show", "program.json", "--cost", "F=1,I=1,W=1", "--width", "240"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    for label in ("visF0-1-", "vidF1-", "1F0-", "0F1&1B0=", "0B0=", "1I1=", "1W1~"):
+    for label in ("iF0-1-", "vF1-", "1F0-", "0F1&1B0=", "0B0=", "1I1=", "1W1~"):
         assert label in lines[1]
-    assert lines[2].endswith("; vid is video; vis is vision")
+    assert lines[2].endswith("; v is video; i is vision")
     assert lines[3].startswith("key: 1F0- forward of microbatch 0 in stage 1, ")
 
 

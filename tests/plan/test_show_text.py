@@ -89,6 +89,20 @@ def test_the_letter_of_an_encoder_is_not_read_as_that_of_the_name_behind_it() ->
         assert draw(simulate(lowered, costs), width=width).splitlines()[1][8 : 8 + width] == row
 
 
+def test_every_encoder_has_a_letter_of_its_own() -> None:
+    names = ["audio_a", "audio_b", "video", "vision_low", "vision_transformer"]
+    program = literal(
+        [*(replicated(0, name=name) for name in names), pipeline([0])],
+        1,
+        " ".join([*(f"{name}:0F0" for name in names), "0F0 0B0", *(f"{name}:0B0" for name in names)]),
+        edges=[(name, "llm", 0) for name in names],
+    )
+    lines = picture(program, width=18, F=1, B=2)
+    assert lines[1][8:26] == "auvisFB0a=u=v=i=s="
+    letters = "a is audio_a; u is audio_b; v is video; i is vision_low; s is vision_transformer"
+    assert lines[2].endswith(f"above the lower bound; {letters}")
+
+
 def test_sentences_are_wrapped_where_a_terminal_ends() -> None:
     timeline = simulate(lower_transfers(ONE_F_ONE_B), Costs.constant(F=1, B=2))
     plain = draw(timeline, width=53).splitlines()
