@@ -99,3 +99,35 @@ def test_items_of_any_number_share_a_cost_exactly(items: str, makespan: float, b
     # What show writes for others is not drawn in thirds of a millisecond.
     timeline = json.loads(words_of(capsys, "show", *flags, "--json"))
     assert max(span[3] for span in timeline["spans"]) == pytest.approx(makespan * 1e6)
+
+
+def test_show_says_which_costs_it_takes_where_none_are_given(capsys: Output) -> None:
+    assert "step 33 simulated (costs F=1,I=1,W=1), idle" in words_of(capsys, "show", *FLAGS)
+    assert "step 33 simulated, idle" in words_of(capsys, "show", *FLAGS, "--cost", "F=1,B=2")
+    Path("program.csv").write_text("0F0,0B0\n")
+    assert "step 3 simulated (costs F=1,I=1,W=1), idle" in words_of(capsys, "show", "program.csv")
+    with pytest.raises(SystemExit):
+        main(["show", "--help"])
+    assert "F=1,I=1,W=1" in capsys.readouterr().out
+
+
+def test_times_that_nobody_measured_have_no_unit_in_any_format(capsys: Output) -> None:
+    Path("good.toml").write_text(GOOD)
+    note = "simulated (costs are estimates: times have no unit)"
+    for form in ("text", "svg", "html"):
+        assert note in words_of(capsys, "show", "good.toml", "--format", form)
+    assert " ms" not in words_of(capsys, "show", "good.toml")
+    assert ' ms"' not in (picture := words_of(capsys, "show", "good.toml", "--format", "svg")) and " ms," not in picture
+    assert '"name":""' in words_of(capsys, "show", "good.toml", "--format", "html").replace(" ", "")
+    write_costs("costs.json", durations_ns={"F": 1_000_000, "B": 2_000_000})
+    measured = words_of(capsys, "show", "good.toml", "--cost-file", "costs.json")
+    assert note not in measured and " ms simulated, idle" in measured
+
+
+def test_a_measured_step_has_a_unit_whatever_it_is_compared_with(capsys: Output) -> None:
+    Path("program.csv").write_text("0F0,0B0\n")
+    write_costs("costs.json", durations_ns={"F": 1_000_000, "B": 2_000_000})
+    Path("trace.json").write_text(words_of(capsys, "show", "program.csv", "--cost-file", "costs.json", "--json"))
+    for costs in (["--cost", "F=5,B=10"], ["--cost-file", "costs.json"], []):
+        said = words_of(capsys, "show", "program.csv", *costs, "--measured", "trace.json")
+        assert said.count("step 3 ms simulated, idle") == 2

@@ -52,14 +52,15 @@ class GivenCosts:
         return self.unit if self.file is None else fitting_unit(makespan_ns)
 
 
-def add_cost_arguments(parser: argparse.ArgumentParser) -> None:
-    """``--cost`` and ``--cost-file``."""
+def add_cost_arguments(parser: argparse.ArgumentParser, *, default: str | None = None) -> None:
+    """``--cost``, with the default that its help states, and ``--cost-file``."""
     group = parser.add_mutually_exclusive_group()
     group.add_argument(
         "--cost",
         metavar="F=1,B=2",
         help="costs of one stage: F, B or I and W, and OVERLAP_F_B if it is less than F + B; "
-        "of one stage or microbatch: llm:2F=3, F7=3; EF and EB for a microbatch's encoder work",
+        "of one stage or microbatch: llm:2F=3, F7=3; EF and EB for a microbatch's encoder work"
+        + ("" if default is None else f"; without costs {default}, and a plan has estimates"),
     )
     group.add_argument("--cost-file", type=Path, metavar="FILE", help="costs in ns, with links and memory (JSON)")
 

@@ -33,7 +33,9 @@ class _Box(NamedTuple):
     fill: str = ""
 
 
-def draw(timeline: Timeline, *, width: int = 120, unit: Unit | None = None, columns: int | None = None) -> str:
+def draw(
+    timeline: Timeline, *, width: int = 120, unit: Unit | None = None, columns: int | None = None, note: str = ""
+) -> str:
     """The compute actions of each lane on a common time axis.
 
     Each action starts with its name (see ``Labels``) where there is room, otherwise with its kind, or, of a module that
@@ -46,6 +48,7 @@ def draw(timeline: Timeline, *, width: int = 120, unit: Unit | None = None, colu
         width: columns of the time axis.
         unit: in which times are written; one that fits the makespan by default.
         columns: of the terminal, for the lines that are sentences; without it they are as long as they are.
+        note: of the costs that it was simulated with.
     """
     makespan = max(1, timeline.makespan_ns)
     unit = unit or fitting_unit(makespan)
@@ -57,7 +60,7 @@ def draw(timeline: Timeline, *, width: int = 120, unit: Unit | None = None, colu
     for lane, bubble in enumerate(bubbles(timeline)):
         row = _row(timeline.stream(lane, Stream.COMPUTE), labels, makespan=makespan, width=width)
         lines.append(f"{heads[lane]:<{indent}}{row}  {bubble.total / makespan:4.0%} idle, {live[lane]} live")
-    sentences = [_legend(timeline, labels, unit), *_hint(timeline, labels, width=width), _key(timeline, labels)]
+    sentences = [_legend(timeline, labels, unit, note), *_hint(timeline, labels, width=width), _key(timeline, labels)]
     return "\n".join([*lines, *(wrapped(sentence, columns) for sentence in sentences)])
 
 
@@ -134,12 +137,12 @@ def _hint(timeline: Timeline, labels: Labels, *, width: int) -> list[str]:
     return [f"{num_narrow} of {num_boxes} boxes are too narrow for their names: try a larger --width, or --format html"]
 
 
-def _legend(timeline: Timeline, labels: Labels, unit: Unit) -> str:
+def _legend(timeline: Timeline, labels: Labels, unit: Unit, note: str) -> str:
     bound = "" if timeline.gap is None else f", {timeline.gap:.1%} above the lower bound"
     modules = "".join(f"; {prefix} is {name}" for name, prefix in labels.prefixes.items())
     makespan = unit.text(timeline.makespan_ns)
     # Only a simulation knows the bound.
-    simulated = "" if timeline.lower_bound_ns is None else " simulated"
+    simulated = "" if timeline.lower_bound_ns is None else f" simulated ({note})" if note else " simulated"
     return f"step {makespan}{simulated}, idle {bubble_fraction(timeline):.1%} of lane time{bound}{modules}"
 
 
