@@ -346,4 +346,5 @@ def test_a_measured_timeline_of_a_plan_is_drawn_in_the_form_of_the_predicted_one
         forms.append([re.sub(r"\d+(\.\d+)?|, 0?\S+ above the lower bound", "#", line) for line in lines[1:]])
     legends = [form.pop(-2) for form in forms]
     assert forms[0] == forms[1]
-    assert legends[0].startswith("step # simulated (costs are estimates: times have no unit), ") and legends[1].startswith("step # ms, ")
+    assert legends[0].startswith("step # simulated (costs are estimates: times have no unit), ")
+    assert legends[1].startswith("step # ms, ")

@@ -8,7 +8,7 @@ from string import ascii_lowercase
 from hetsched.schedule.action import Action, Kind
 from hetsched.schedule.program import Program
 
-_COLLECTIVES = {Kind.UNSHARD: "U", Kind.RESHARD: "S", Kind.REDUCE_GRAD: "R"}
+COLLECTIVES = {Kind.UNSHARD: "U", Kind.RESHARD: "S", Kind.REDUCE_GRAD: "R"}
 
 
 class Labels:
@@ -32,13 +32,13 @@ class Labels:
             parts = [self._full(part) for part in action.parts]
             return "&".join(parts), "&"
         prefix = self.prefixes.get(action.module, "")
-        kind = _COLLECTIVES.get(action.kind, str(action.kind))
+        kind = COLLECTIVES.get(action.kind, str(action.kind))
         return self._full(action), f"{prefix}{kind}", prefix or kind
 
     def _full(self, action: Action) -> str:
         prefix = self.prefixes.get(action.module, "")
         stage = str(action.stage) if self._has_virtual.get(action.module) else ""
-        kind = _COLLECTIVES.get(action.kind, str(action.kind))
+        kind = COLLECTIVES.get(action.kind, str(action.kind))
         first = "" if action.first is None else str(action.first)
         window = "" if action.first == action.last else f"-{action.last}"
         return f"{prefix}{stage}{kind}{first}{window}"

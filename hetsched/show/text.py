@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from hetsched.schedule.action import Action, Kind
-from hetsched.show.label import Labels
+from hetsched.show.label import COLLECTIVES, Labels
 from hetsched.show.ticks import tick_times
 from hetsched.show.unit import Unit, fitting_unit
 from hetsched.sim.bubble import bubble_fraction, bubbles
@@ -19,7 +19,15 @@ IDLE = "."
 _FILL = {Kind.F: "-", Kind.W: "~"}
 _OTHER_FILL = "="
 _COLUMNS_PER_TICK = 12
-_WORDS = {Kind.F: "forward", Kind.B: "backward", Kind.I: "input gradient", Kind.W: "weight gradient"}
+_WORDS = {
+    Kind.F: "forward",
+    Kind.B: "backward",
+    Kind.I: "input gradient",
+    Kind.W: "weight gradient",
+    Kind.UNSHARD: "parameters gathered",
+    Kind.RESHARD: "parameters given up",
+    Kind.REDUCE_GRAD: "gradients summed",
+}
 _READABLE = 3
 """Columns from which on a box can be read without its whole name."""
 
@@ -34,7 +42,13 @@ class _Box(NamedTuple):
 
 
 def draw(
-    timeline: Timeline, *, width: int = 120, unit: Unit | None = None, columns: int | None = None, note: str = ""
+    timeline: Timeline,
+    *,
+    width: int = 120,
+    unit: Unit | None = None,
+    end_ns: int | None = None,
+    columns: int | None = None,
+    note: str = "",
 ) -> str:
     """The compute actions of each lane on a common time axis.
 
@@ -47,20 +61,25 @@ def draw(
         timeline: simulated or measured.
         width: columns of the time axis.
         unit: in which times are written; one that fits the makespan by default.
+        end_ns: where the axis ends, if not at the makespan.
         columns: of the terminal, for the lines that are sentences; without it they are as long as they are.
         note: of the costs that it was simulated with.
     """
     makespan = max(1, timeline.makespan_ns)
-    unit = unit or fitting_unit(makespan)
+    end, unit = end_ns or makespan, unit or fitting_unit(makespan)
     labels = Labels(timeline.program)
     live = peak_live_microbatches(timeline.program)
     heads = [f"lane {lane}" for lane in range(len(live))]
     indent = max(map(len, heads), default=4) + 2
-    lines = ["time".ljust(indent) + _ruler(makespan, width, unit)]
+    lines = ["time".ljust(indent) + _ruler(end, width, unit)]
     for lane, bubble in enumerate(bubbles(timeline)):
-        row = _row(timeline.stream(lane, Stream.COMPUTE), labels, makespan=makespan, width=width)
+        row = _row(timeline.stream(lane, Stream.COMPUTE), labels, end_ns=end, width=width)
         lines.append(f"{heads[lane]:<{indent}}{row}  {bubble.total / makespan:4.0%} idle, {live[lane]} live")
-    sentences = [_legend(timeline, labels, unit, note), *_hint(timeline, labels, width=width), _key(timeline, labels)]
+    sentences = [
+        _legend(timeline, labels, unit, note),
+        *_hint(timeline, labels, end_ns=end, width=width),
+        _key(timeline, labels),
+    ]
     return "\n".join([*lines, *(wrapped(sentence, columns) for sentence in sentences)])
 
 
@@ -71,12 +90,12 @@ def wrapped(sentence: str, columns: int | None) -> str:
     return textwrap.fill(sentence, columns, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
-def _row(spans: Iterable[Span], labels: Labels, *, makespan: int, width: int) -> str:
+def _row(spans: Iterable[Span], labels: Labels, *, end_ns: int, width: int) -> str:
     """One lane: names over the columns of each span, and, where spans share a column, the kind of the longest."""
     boxes: list[_Box] = []
     shared: dict[int, Counter[str]] = {}
     for span in spans:
-        first, end = (time * width // makespan for time in (span.start_ns, span.end_ns))
+        first, end = (time * width // end_ns for time in (span.start_ns, span.end_ns))
         names = labels.of(span.action)
         if end > first:
             boxes.append(_Box(first, end, names, _FILL.get(span.action.kind, _OTHER_FILL)))
@@ -114,22 +133,22 @@ def _fits(name: str, length: int, *, before: str) -> bool:
     return len(name) + (not name[-1].isdigit()) <= length
 
 
-def _ruler(makespan: int, width: int, unit: Unit) -> str:
+def _ruler(end_ns: int, width: int, unit: Unit) -> str:
     """Round times above the columns in which they lie."""
     row = [" "] * (width + 16)
-    for time_ns, text in tick_times(makespan, unit=unit, most=width / _COLUMNS_PER_TICK):
-        column = time_ns * width // makespan
+    for time_ns, text in tick_times(end_ns, unit=unit, most=width / _COLUMNS_PER_TICK):
+        column = time_ns * width // end_ns
         row[column : column + 16] = f"{text:<16}"
     return "".join(row).rstrip()
 
 
-def _hint(timeline: Timeline, labels: Labels, *, width: int) -> list[str]:
+def _hint(timeline: Timeline, labels: Labels, *, end_ns: int, width: int) -> list[str]:
     """A line that says what helps where a quarter of the boxes or more are too narrow to be told apart."""
-    makespan, num_boxes, num_narrow = max(1, timeline.makespan_ns), 0, 0
+    num_boxes = num_narrow = 0
     for lane in range(len(timeline.program.lanes)):
         for span in timeline.stream(lane, Stream.COMPUTE):
             if span.duration_ns:
-                first, end = (time * width // makespan for time in (span.start_ns, span.end_ns))
+                first, end = (time * width // end_ns for time in (span.start_ns, span.end_ns))
                 num_boxes += 1
                 num_narrow += end - first < min(_READABLE, len(labels.of(span.action)[0]))
     if 4 * num_narrow < max(1, num_boxes):
@@ -150,11 +169,13 @@ def _key(timeline: Timeline, labels: Labels) -> str:
     """What the names, the fills and ``live`` mean, as far as they occur here."""
     topology = timeline.program.topology
     actions = {action for lane in timeline.program.lanes for action in lane if action.kind.is_compute}
+    # Collectives that take no time are not drawn.
+    actions |= {span.action for span in timeline.spans if span.action.kind.is_collective and span.duration_ns}
     parts = {part for action in actions for part in action.flat()}
     kinds = [kind for kind in _WORDS if any(part.kind is kind for part in parts)]
     has_stages = any(_names_stage(part, labels) for part in parts)
     where = " in stage 1" if has_stages else ""
-    texts = [f"{kind}{_FILL.get(kind, _OTHER_FILL)} {_WORDS[kind]}" for kind in kinds]
+    texts = [f"{COLLECTIVES.get(kind, kind)}{_FILL.get(kind, _OTHER_FILL)} {_WORDS[kind]}" for kind in kinds]
     if kinds and kinds[0] is Kind.F:
         texts[0] = f"{'1' if has_stages else ''}F0- forward of microbatch 0{where}"
     if any(part.first != part.last for part in parts):

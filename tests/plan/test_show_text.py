@@ -111,6 +111,12 @@ def test_sentences_are_wrapped_where_a_terminal_ends() -> None:
     assert " ".join(line.strip() for line in lines[3:]) == " ".join(plain[3:])
 
 
+def test_the_key_names_a_sum_of_gradients_that_takes_time() -> None:
+    assert "R= gradients summed" not in picture(ONE_F_ONE_B, width=36, F=1, B=2)[-1]
+    lines = picture(ONE_F_ONE_B, width=33, F=1, B=2, REDUCE_GRAD=2)
+    assert lines[1].split()[2].endswith("|R====|") and ", R= gradients summed, | end" in lines[-1]
+
+
 def test_the_key_names_what_occurs_and_whose_microbatches_are_live() -> None:
     program = literal(
         [replicated(0), pipeline([0], [0])],
