@@ -263,6 +263,13 @@ def test_simulate_counts_in_the_right_number(capsys: Output) -> None:
     assert capsys.readouterr().out.startswith("gpipe: 1 stage on 1 lane, 1 microbatch, simulated\n")
 
 
+def test_simulate_says_what_is_live_on_lanes_of_one_stage_and_of_several(capsys: Output) -> None:
+    assert main(["simulate", *FLAGS, "--cost", "F=1,B=2"]) == 0
+    assert capsys.readouterr().out.endswith("live         4 3 2 1: most microbatches held at once, by lane\n")
+    assert main(["simulate", *schedule("zb-v", 4, 4, "F=1,I=1,W=1")]) == 0
+    assert capsys.readouterr().out.endswith("live         4 4: most (stage, microbatch) pairs held at once, by lane\n")
+
+
 def test_show_draws_lanes_over_time(capsys: Output) -> None:
     assert main(["show", *schedule("1f1b", 2, 3, "F=1,B=2"), "--width", "36"]) == 0
     assert capsys.readouterr().out.splitlines() == [

@@ -62,12 +62,13 @@ def run(args: argparse.Namespace) -> int:
         figures |= {
             "encoder": args.encoder,
             "encoder_in_flight": encoder_in_flight(timeline, ENCODER, recomputed=recomputed),
+            "encoder_recomputed": len(recomputed),
             "encoder_exposed": time(timeline.makespan_ns - simulated_makespan_ns(alone, given.costs)),
         }
     if args.json:
         print_json(figures)
     else:
-        print(_text(figures))
+        print(_text(figures, bound_without=" (without --in-flight)" if args.in_flight else ""))
     return 0
 
 
@@ -93,21 +94,24 @@ def _figures(timeline: Timeline, time: Callable[[int], Any]) -> dict[str, Any]:
     }
 
 
-def _text(figures: dict[str, Any]) -> str:
+def _text(figures: dict[str, Any], *, bound_without: str) -> str:
     bubble = figures["bubble"]
     causes = ", ".join(f"{name} {bubble[name]}" for name in bubble if name not in ("total", "fraction"))
     live = " ".join(map(str, figures["peak_live_microbatches"]))
+    # A lane of several stages holds a microbatch once for each.
+    held = "microbatches" if figures["stages"] == figures["lanes"] else "(stage, microbatch) pairs"
     encoder = ""
     if "encoder" in figures:
         encoder = (
             f"\nencoder      {figures['encoder']}: {figures['encoder_exposed']} exposed, "
             f"{counted(figures['encoder_in_flight'], 'microbatch')} in flight at most"
+            + (f", {figures['encoder_recomputed']} recomputed" if figures["encoder_recomputed"] else "")
         )
     return (
         f"{figures['schedule']}: {counted(figures['stages'], 'stage')} on {counted(figures['lanes'], 'lane')}, "
         f"{counted(figures['microbatches'], 'microbatch')}, simulated\n"
         f"makespan     {figures['makespan']}\n"
-        f"lower bound  {figures['lower_bound']}, gap {figures['gap']:.1%}\n"
+        f"lower bound  {figures['lower_bound']}, gap {figures['gap']:.1%}{bound_without}\n"
         f"bubble       {bubble['total']}, {bubble['fraction']:.1%} of lane time: {causes}\n"
-        f"live         {live} stages at most, by lane{encoder}"
+        f"live         {live}: most {held} held at once, by lane{encoder}"
     )
