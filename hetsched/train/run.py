@@ -13,15 +13,12 @@ from typing import Any, TextIO
 
 import torch.distributed as dist
 
-from hetsched.errors import JobError, PlanError
+from hetsched.errors import JobError
 from hetsched.plan import Plan
-from hetsched.plan.model import LLMConfig, VisionConfig, divisors
 from hetsched.runtime.device import backend_of, check_devices
 from hetsched.runtime.report import StepReport
-from hetsched.train.digits import ENCODER
+from hetsched.train.demands import check_sections, check_sizes
 from hetsched.train.launch import launch
-from hetsched.train.questions import TOKENIZER
-from hetsched.train.scans import SIDE
 from hetsched.train.trainer import Evaluation, Trainer
 
 OVERLAP = "overlap.json"
@@ -69,54 +66,14 @@ def train_plan(
         UnwritableError: ``out`` cannot be made, or a file of the job cannot be written.
         JobError: a rank failed; the message names it.
     """
-    _check_sections(plan)
-    _check_sizes(plan)
+    check_sections(plan)
+    check_sizes(plan)
     check_devices(plan)
     out = Path("runs", plan.name) if out is None else out
     files = RunFiles(out / "metrics.jsonl", trace, out / OVERLAP if with_overlap else None)
     _check_files(files)
     launch(_train_rank, plan, stop_after, files, is_debug, num_ranks=plan.world_size, backend=backend_of(plan))
     return files.metrics
-
-
-def _check_sections(plan: Plan) -> None:
-    for section in ("model", "data", "training"):
-        if getattr(plan, section) is None:
-            fix = "add it; `hetsched train` needs it"
-            raise PlanError(f"there is no [{section}]", field=section, fix=fix, source=plan.source)
-    encoders = [name for name in plan.modules if name != plan.sink]
-    if encoders != [ENCODER]:
-        problem = f"the digits are images for one encoder, {ENCODER!r}; the plan has {', '.join(encoders) or 'none'}"
-        raise PlanError(problem, field="modules", fix=f"have one encoder, named {ENCODER}", source=plan.source)
-    (boundary,) = plan.boundaries
-    if boundary.stage != 0:
-        # The others would drop the rows without a word.
-        problem = (
-            f"boundary {boundary.name}: stage {boundary.stage}, but the reference model takes rows at stage 0 alone"
-        )
-        raise PlanError(problem, field="boundaries[0].stage", fix="write 0, or leave it out", source=plan.source)
-
-
-def _check_sizes(plan: Plan) -> None:
-    """What the data demands of ``[model]``; the ranks would each say it once they are there."""
-    assert plan.model is not None
-    vision, llm = plan.model[ENCODER], plan.model[plan.sink]
-    assert isinstance(vision, VisionConfig) and isinstance(llm, LLMConfig)
-    if llm.vocab < TOKENIZER.vocab_size:
-        raise PlanError(
-            f"vocab={llm.vocab}, but the digits' questions are written with {TOKENIZER.vocab_size} tokens",
-            field=f"model.{plan.sink}.vocab",
-            fix=f"write at least {TOKENIZER.vocab_size}",
-            source=plan.source,
-        )
-    if SIDE % (vision.patch * vision.merge):
-        raise PlanError(
-            f"patch={vision.patch} and merge={vision.merge}: squares of {vision.patch * vision.merge} pixels do not "
-            f"tile the {SIDE} of a digit",
-            field=f"model.{ENCODER}.patch",
-            fix=f"choose them so that patch * merge is one of {divisors(SIDE)}",
-            source=plan.source,
-        )
 
 
 def _check_files(files: RunFiles) -> None:

@@ -34,6 +34,9 @@ KEYS_AND_TYPES = [
     ([("world_size = 4", "world_size 4")], "line 2, column 12", "not TOML: Expected", "write a plan as TOML: <key> ="),
     ([("[training]\nsteps = 3\n", "[training")], "end of document", "not TOML: Expected ']'", "<key> = <value>"),
     ([("steps = 3", "steps = " + "[" * 9_000)], "the whole", "not TOML: nested too deeply", "<key> = <value>"),
+    ([('"good"', '""')], "name", "name = ''", "a name that a folder can have"),
+    ([('"good"', '"../good"')], "name", "name = '../good'", "runs/<name>"),
+    ([('"good"', '".."')], "name", "name = '..'", "runs/<name>"),
     ([(GOOD[GOOD.index("[modules.vision]") :], "")], "modules", "missing key 'modules'", "add [modules.<name>]"),
 ]
 PHASES = '"three_phase"'
@@ -249,6 +252,8 @@ FAULTS = KEYS_AND_TYPES + SCHEDULE + RANKS + DEGREES + GRAPH + MODEL + DATA_AND_
 ONLY_TRAIN = [
     ([("[data]\nbatch_size = 16\n", "")], "data", "there is no [data]", "add it"),
     ([("[training]\nsteps = 3\n", "")], "training", "there is no [training]", "add it"),
+]
+OF_TRAINING = [
     (
         [
             ("[modules.vision]", "[modules.eyes]"),
