@@ -131,3 +131,26 @@ def test_a_measured_step_has_a_unit_whatever_it_is_compared_with(capsys: Output)
     for costs in (["--cost", "F=5,B=10"], ["--cost-file", "costs.json"], []):
         said = words_of(capsys, "show", "program.csv", *costs, "--measured", "trace.json")
         assert said.count("step 3 ms simulated, idle") == 2
+
+
+@pytest.mark.parametrize("name", ["f", "Q", "E", "F1x"])
+def test_a_kind_that_is_none_is_refused_with_those_there_are(name: str, capsys: Output) -> None:
+    assert main(["simulate", *FLAGS, "--cost", f"{name}=1,B=2"]) == 2
+    assert capsys.readouterr().err.endswith("kinds are F, B, I, W, OVERLAP_F_B, and EF and EB of an encoder\n")
+
+
+def test_files_in_each_others_place_are_told_where_they_go(capsys: Output) -> None:
+    write_costs("costs.json")
+    Path("trace.json").write_text(words_of(capsys, "show", *FLAGS, "--json"))
+    Path("empty.json").write_text("\n")
+    for argv, said in (
+        (["check", "costs.json"], "costs.json: these are costs; give them with --cost-file, beside a plan or"),
+        (["show", "costs.json"], "costs.json: these are costs; give them with --cost-file, beside a plan or"),
+        (
+            ["simulate", *FLAGS, "--cost-file", "trace.json"],
+            "trace.json: this is a timeline; `hetsched export FILE --format costs` writes its costs",
+        ),
+        (["simulate", *FLAGS, "--cost-file", "empty.json"], "empty.json: the file is empty"),
+    ):
+        assert main(argv) == 1
+        assert capsys.readouterr().err.startswith(f"ScheduleError: {said}")

@@ -240,13 +240,16 @@ def test_the_written_program_is_the_one_that_was_timed(here: Path, capsys: Outpu
         (["show", "good.toml", "--cost", "F=1,B=2"], "a plan takes --cost-file"),
         (["show", "sound.csv", "--cost", "F=1"], "no cost for llm:0B0"),
         (["show", "sound.csv", "--width", "0"], "--width"),
+        (["show", "sound.csv", "--format", "svg", "--width", "80"], "--width is for text"),
+        (["show", "sound.csv", "--json", "--width", "80"], "--width is for text"),
         (["export", "sound.csv"], "--format"),
         (["export", "sound.csv", "--format", "xml"], "'xml'"),
         (["export", "sound.csv", "--format", "costs"], "that is no timeline"),
         (["export", "sound.csv", "--format", "json", "--by-microbatch"], "needs --format costs"),
         (["export", "missing.csv", "--format", "json"], "missing.csv"),
         (["export", "sound.csv", "--format", "json", "-o", "nowhere/out"], "nowhere/out"),
-        (["train", "sound.csv"], "takes a plan"),
+        (["train", "sound.csv"], "sound.csv is a program; training takes a plan"),
+        (["train", "trace.json"], "trace.json is a timeline; training takes a plan"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -255,6 +258,8 @@ def test_a_wrong_command_line_gets_one_line_and_exit_2(argv: list[str], said: st
     (here / "good.toml").write_text(GOOD)
     (here / "no_costs.json").write_text('{"durations_ns": {}}')
     (here / "pair.json").write_text(json.dumps(program_to_json(PAIR)))
+    trace = simulate(PAIR, Costs.constant(F=1, B=2, I=1, W=1))
+    (here / "trace.json").write_text(json.dumps(trace.to_json()))
     assert said in usage_error(capsys, *argv)
 
 

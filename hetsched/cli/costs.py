@@ -24,6 +24,7 @@ ENCODER = "vision"
 """The module whose costs EF and EB state."""
 _OF_ENCODER = re.compile(r"E([FB]\d*)")
 _NUMBER = re.compile(r"(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,2})?", re.ASCII)
+_KINDS = "F, B, I, W, OVERLAP_F_B, and EF and EB of an encoder"
 # A unit of the user's is drawn as a millisecond by whoever reads the timeline later.
 _NS_PER_UNIT = MILLISECOND.ns
 _LARGEST = 2**62
@@ -196,7 +197,7 @@ def _parse_pattern(name: str) -> Pattern:
     try:
         pattern = parse_pattern(_OF_ENCODER.sub(rf"{ENCODER}:\1", name) if _OF_ENCODER.fullmatch(name) else name)
     except (ScheduleError, ValueError) as error:
-        raise UsageError(f"--cost: {error}") from error
+        raise UsageError(f"--cost: {error}; kinds are {_KINDS}") from error
     if pattern.kind.is_transfer:
         raise UsageError(f"--cost {name}: transfers cost nothing here; state links in a --cost-file")
     return pattern

@@ -78,6 +78,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("give either a FILE or --schedule, --stages and --microbatches")
     if args.json and (args.format != FORMATS[0] or args.measured is not None):
         raise UsageError("--json is the timeline alone; leave out --format and --measured")
+    if args.width is not None and (args.json or args.format != FORMATS[0]):
+        raise UsageError("--width is for text; pictures and JSON have no columns")
     if args.file is None and args.encoder is None:
         require_no_encoder_flags(args)
     source = scheduled_program(args) if args.file is None else load(args.file)

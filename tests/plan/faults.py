@@ -16,7 +16,13 @@ KEYS_AND_TYPES = [
     ([("world_size = 4\n", "")], "world_size", "missing key 'world_size'", "add world_size = an integer"),
     ([('kind = "decoder"\n', "")], "model.llm.kind", "kind = None is not known", "'vision', 'decoder'"),
     ([("microbatches = 4", 'microbatches = "4"')], "microbatches", "microbatches = '4' is not an", "write an integer"),
-    ([("world_size = 4", "world_size = true")], "world_size", "world_size = True is not an", "write an integer"),
+    ([("world_size = 4", "world_size = true")], "world_size", "world_size = true is not an", "write an integer"),
+    (
+        [("[[boundaries]]", "[boundaries]")],
+        "boundaries",
+        "boundaries = {'producer': 'vision', 'consumer': 'llm'} is not a list",
+        "write [[boundaries]] above each table",
+    ),
     ([("world_size = 4", "world_size = 4.0")], "world_size", "world_size = 4.0 is not an", "write an integer"),
     ([("ranks = [0, 1, 2, 3]", "ranks = 4")], "modules.llm.ranks", "modules.llm.ranks = 4 is not a list", "a list"),
     (
