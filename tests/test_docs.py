@@ -59,4 +59,6 @@ def test_the_keys_of_a_cost_file_are_documented() -> None:
     table = page[page.index("### A cost file") : page.index("## Encoders in the bubbles")]
     link = Link(latency_ns=1, bytes_per_s=1)
     data = Costs(ActionTable({}), links={"default": link}).to_json()
-    assert [key for key in (*data, *data["links"]["default"]) if f"`{key}`" not in table and f'"{key}"' not in table] == []
+    assert [
+        key for key in (*data, *data["links"]["default"]) if f"`{key}`" not in table and f'"{key}"' not in table
+    ] == []

@@ -23,6 +23,8 @@ from hetsched.train.trainer import Evaluation, Trainer
 
 OVERLAP = "overlap.json"
 """In the folder of metrics.jsonl."""
+_LINES = 10
+"""Of progress, about, where there is no terminal to write them over each other."""
 
 
 class UnwritableError(JobError):
@@ -114,6 +116,8 @@ def _train_rank(plan: Plan, stop_after: int | None, files: RunFiles, is_debug: b
                 evaluation = trainer.evaluate()
                 if file:
                     _write(file, evaluation_line(num_done, evaluation))
+                    exact = f"{evaluation.pixels.exact_match:.1%} of those that need a look answered exactly"
+                    _say(f"{plan.name}: after step {num_done} held-out loss {evaluation.loss:.4f}, {exact}")
 
         trainer.train(num_steps, after_step=after_step)
 
@@ -146,13 +150,20 @@ def _logger(plan: Plan, num_steps: int, file: TextIO) -> Callable[[int, StepRepo
     def log(step: int, report: StepReport, norm: float) -> None:
         elapsed = time.monotonic() - began
         _write(file, {"step": step, "elapsed_s": round(elapsed, 3), "grad_norm": norm, **asdict(report)})
-        if sys.stderr.isatty():
-            left = elapsed / (step + 1) * (num_steps - step - 1)
-            end = "\n" if step + 1 == num_steps else ""
-            line = f"{plan.name}: step {step + 1}/{num_steps}  loss {report.loss:.4f}  {left:.0f} s left"
-            print(f"\r\x1b[K{line}", end=end, file=sys.stderr, flush=True)
+        num_done = step + 1
+        is_last = num_done == num_steps
+        if sys.stderr.isatty() or step == 0 or is_last or num_done % max(1, num_steps // _LINES) == 0:
+            left = elapsed / num_done * (num_steps - num_done)
+            line = f"{plan.name}: step {num_done}/{num_steps}  loss {report.loss:.4f}  {left:.0f} s left"
+            _say(line, is_kept=is_last or not sys.stderr.isatty())
 
     return log
+
+
+def _say(line: str, *, is_kept: bool = True) -> None:
+    """A line of progress in place of the one before on a terminal, if that was not kept, and behind it elsewhere."""
+    start = "\r\x1b[K" if sys.stderr.isatty() else ""
+    print(f"{start}{line}", end="\n" if is_kept else "", file=sys.stderr, flush=True)
 
 
 def _write(file: TextIO, line: dict[str, Any]) -> None:
