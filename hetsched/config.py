@@ -69,7 +69,8 @@ def read_value(hint: Any, value: object, *, path: str) -> Any:
         return value
     if origin is tuple:
         if not isinstance(value, list):
-            raise _wrong_type(path, value, "a list")
+            is_tables = dataclasses.is_dataclass(args[0])
+            raise _wrong_type(path, value, "a list", fix=f"write [[{path}]] above each table" if is_tables else None)
         return tuple(read_value(args[0], entry, path=f"{path}[{i}]") for i, entry in enumerate(value))
     if origin is dict:
         if not isinstance(value, Mapping):
@@ -120,12 +121,13 @@ def require(condition: bool, problem: str, *, field: str, fix: str) -> None:
         raise PlanError(problem, field=field, fix=fix)
 
 
-def _wrong_type(path: str, value: object, wanted: str) -> PlanError:
-    return PlanError(f"{path} = {_shown(value)} is not {wanted}", field=path, fix=f"write {wanted}")
+def _wrong_type(path: str, value: object, wanted: str, *, fix: str | None = None) -> PlanError:
+    return PlanError(f"{path} = {_shown(value)} is not {wanted}", field=path, fix=fix or f"write {wanted}")
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
+    # As TOML has it.
+    text = str(value).lower() if isinstance(value, bool) else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 

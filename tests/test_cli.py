@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -45,7 +46,7 @@ def usage_error(*argv: str, capsys: pytest.CaptureFixture[str]) -> str:
         (["check"], ["hetsched check:", "FILE"]),
         (["train"], ["hetsched train:", "PLAN"]),
         (["check", "PLAN", "--fast"], ["--fast"]),
-        (["show", "PLAN", "PLAN"], ["good.toml"]),
+        (["show", "PLAN", "PLAN"], ["good.toml", "see hetsched show --help"]),
         (["train", "PLAN", "--fast"], ["--fast"]),
         (["train", "PLAN", "--steps"], ["--steps"]),
         (["train", "PLAN", "--steps", "few"], ["--steps", "'few' is not a number of at least 1"]),
@@ -60,6 +61,12 @@ def test_a_wrong_command_line_gets_one_line_and_exit_2(
     line = usage_error(*(plan if word == "PLAN" else word for word in argv), capsys=capsys)
     assert line.startswith("hetsched") and "--help" in line
     assert [word for word in said if word not in line] == []
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"hetsched {version('hetsched')}\n"
 
 
 @pytest.mark.parametrize("command", ["check", "show", "train"])

@@ -53,6 +53,18 @@ def test_the_words_name_the_policy_and_what_it_holds(capsys: Output) -> None:
     assert "fill: 1.5 exposed" in capsys.readouterr().out
 
 
+def test_the_words_say_what_is_recomputed_and_what_the_bound_leaves_out(capsys: Output) -> None:
+    again = [*FLAGS, *COST, "--encoder", "fill", "--in-flight", "1", "--recompute"]
+    assert main(again) == 0
+    lines = capsys.readouterr().out.splitlines()
+    recomputed = simulated(capsys, *again[len(FLAGS) + len(COST) :])["encoder_recomputed"]
+    assert recomputed and lines[-1].endswith(f" in flight at most, {recomputed} recomputed")
+    assert lines[2].startswith("lower bound  35, gap ") and lines[2].endswith("% (without --in-flight)")
+    assert main([*FLAGS, *COST, "--encoder", "fill"]) == 0
+    words = capsys.readouterr().out
+    assert "recomputed" not in words and "--in-flight" not in words
+
+
 def test_without_an_encoder_there_are_no_figures_of_one(capsys: Output) -> None:
     assert main([*FLAGS, "--cost", "F=1,B=2", "--json"]) == 0
     assert not {"encoder", "encoder_in_flight", "encoder_exposed"} & set(json.loads(capsys.readouterr().out))

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from hetsched.cli import main
+from hetsched.schedule.table import ActionTable
+from hetsched.sim.costs import Costs, Link
 
 ROOT = Path(__file__).resolve().parent.parent
 INDENT = "    "
@@ -50,3 +52,13 @@ def test_every_command_of_a_page_prints_what_it_shows(
     for command, expected in shown:
         main(command.split())
         assert (command, "".join(capsys.readouterr())) == (command, expected)
+
+
+def test_the_keys_of_a_cost_file_are_documented() -> None:
+    page = (ROOT / "docs/schedules.md").read_text()
+    table = page[page.index("### A cost file") : page.index("## Encoders in the bubbles")]
+    link = Link(latency_ns=1, bytes_per_s=1)
+    data = Costs(ActionTable({}), links={"default": link}).to_json()
+    assert [
+        key for key in (*data, *data["links"]["default"]) if f"`{key}`" not in table and f'"{key}"' not in table
+    ] == []

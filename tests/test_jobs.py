@@ -8,12 +8,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+NUM_STEPS = 1_000_000
 PLAN = """
 name = "endless"
 world_size = 2
@@ -21,12 +23,12 @@ microbatches = 2
 modules = { vision = { first_rank = 0, layout.dp = 2 }, llm = { first_rank = 0, layout.pp = 2 } }
 boundaries = [{ producer = "vision", consumer = "llm" }]
 data = { batch_size = 4 }
-training = { steps = 1000000 }
+training = { steps = NUM_STEPS }
 
 [model]
 vision = { kind = "vision", layers = 1, hidden = 8, heads = 1, ffn = 8, patch = 4, merge = 2 }
 llm = { kind = "decoder", layers = 2, hidden = 8, heads = 1, kv_heads = 1, ffn = 8, vocab = 50 }
-"""
+""".replace("NUM_STEPS", str(NUM_STEPS))
 STARTED_S = 300.0
 """Generous: importing torch twice takes minutes on a machine that is busy with other things."""
 ENDED_S = 60.0
@@ -70,9 +72,9 @@ def wait_until(is_true: Callable[[], bool], *, seconds: float, what: str) -> Non
         time.sleep(0.05)
 
 
-@pytest.fixture
-def job(tmp_path: Path) -> Iterator[Job]:
-    """A job in mid-step: it has done some steps and is far from its end."""
+@contextmanager
+def started(tmp_path: Path) -> Iterator[Job]:
+    """A job that has just been started, none of whose processes is left behind."""
     (tmp_path / "plan.toml").write_text(PLAN)
     command = [sys.executable, "-m", "hetsched.cli", "train", "plan.toml", "--out", "out"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -83,27 +85,35 @@ def job(tmp_path: Path) -> Iterator[Job]:
         signal.signal(signal.SIGINT, before)
         job = Job(launcher)
         try:
-            metrics = tmp_path / "out" / "metrics.jsonl"
-            wait_until(
-                lambda: launcher.poll() is not None or (metrics.exists() and metrics.read_text().count("\n") > 2),
-                seconds=STARTED_S,
-                what="three steps",
-            )
-            assert launcher.poll() is None, launcher.communicate()
-            assert len(job.ranks()) == 2
             yield job
         finally:
             for pid in job.processes():
                 os.kill(pid, signal.SIGKILL)
 
 
-def end_of(job: Job) -> str:
+@pytest.fixture
+def job(tmp_path: Path) -> Iterator[Job]:
+    """A job in mid-step: it has done some steps and is far from its end."""
+    metrics = tmp_path / "out" / "metrics.jsonl"
+    with started(tmp_path) as job:
+        wait_until(
+            lambda: job.launcher.poll() is not None or (metrics.exists() and metrics.read_text().count("\n") > 2),
+            seconds=STARTED_S,
+            what="three steps",
+        )
+        assert job.launcher.poll() is None, job.launcher.communicate()
+        assert len(job.ranks()) == 2
+        yield job
+
+
+def end_of(job: Job, *, within_s: float = ENDED_S) -> str:
     """What the job says as it ends, non-zero and in time, with none of its processes left."""
-    out, err = job.launcher.communicate(timeout=ENDED_S)
+    out, err = job.launcher.communicate(timeout=within_s)
     assert job.launcher.returncode != 0
     assert out == ""
     wait_until(lambda: not job.processes(), seconds=GONE_S, what=f"an end of {job.processes()}")
-    return err
+    progress = f"endless: step 1/{NUM_STEPS}  loss "
+    return "".join(line for line in err.splitlines(keepends=True) if not line.startswith(progress))
 
 
 def test_a_killed_rank_ends_the_job_and_is_named(job: Job) -> None:
@@ -116,6 +126,22 @@ def test_control_c_ends_the_job(job: Job) -> None:
     os.killpg(job.launcher.pid, signal.SIGINT)
     assert end_of(job) == "interrupted; all ranks were stopped\n"
     assert job.launcher.returncode == 130
+
+
+def test_control_c_before_the_ranks_are_there_ends_the_job_as_quietly(tmp_path: Path) -> None:
+    """The server that will fork them is importing torch."""
+    with started(tmp_path) as job:
+        is_server = "multiprocessing.forkserver"
+        wait_until(
+            lambda: any(is_server in word for words in job.processes().values() for word in words),
+            seconds=STARTED_S,
+            what="a server",
+        )
+        time.sleep(0.3)
+        os.killpg(job.launcher.pid, signal.SIGINT)
+        # The server notices once torch is there.
+        assert end_of(job, within_s=STARTED_S) == "interrupted; all ranks were stopped\n"
+        assert job.launcher.returncode == 130
 
 
 def test_no_rank_outlives_its_launcher(job: Job) -> None:

@@ -52,6 +52,12 @@ def _sizes(path: Path) -> dict[str, Any]:
     source = load(path)
     sizes = {}
     if isinstance(source, Plan):
+        if None not in (source.model, source.data, source.training):
+            # With all that `train` takes, it is to be a plan for that.
+            from hetsched.train.demands import check_sections, check_sizes
+
+            check_sections(source)
+            check_sizes(source)
         sizes["ranks"] = source.world_size
         program = step_program(source)
     else:

@@ -107,12 +107,17 @@ def _check_flags(args: argparse.Namespace) -> None:
         raise UsageError("--split-items needs --encoder")
 
 
+def num_items(args: argparse.Namespace) -> int:
+    """The items of a microbatch; 1 if it is not cut."""
+    return (args.items or _DEFAULT_ITEMS) if args.split_items else 1
+
+
 def _items(args: argparse.Namespace, given: GivenCosts, microbatch: int) -> list[ItemCost]:
-    num_items = (args.items or _DEFAULT_ITEMS) if args.split_items else 1
+    count = num_items(args)
     forward, backward = (_encoder_cost(given, kind, microbatch) for kind in (Kind.F, Kind.B))
     if forward == backward == 0:
         return []
-    ends = [(i * forward // num_items, i * backward // num_items) for i in range(num_items + 1)]
+    ends = [(i * forward // count, i * backward // count) for i in range(count + 1)]
     return [ItemCost(b[0] - a[0], b[1] - a[1]) for a, b in pairwise(ends)]
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from hetsched.cli import check, export, show, simulate, train
-from hetsched.cli.usage import Parser, UsageError
+from hetsched.cli.usage import Parser, ShowVersion, UsageError
 from hetsched.errors import HetschedError
 
 COMMANDS = (check, show, simulate, export, train)
@@ -27,7 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 fine, 1 a faulty plan or program or a failed job, 2 usage, 130 interrupted.
     """
-    args = _parser().parse_args(argv)
+    args, unknown = _parser().parse_known_args(argv)
+    if unknown:
+        args.refuse(f"unrecognized arguments: {' '.join(unknown)}")
     try:
         with _without_collector():
             code: int = args.run(args)
@@ -66,10 +68,11 @@ def _parser() -> Parser:
         prog="hetsched",
         description="Train multimodal models in which every module keeps its own parallel layout.",
     )
+    parser.add_argument("--version", action=ShowVersion, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
     for command in COMMANDS:
         name = command.__name__.rpartition(".")[2]
         subparser = commands.add_parser(name, examples=command.EXAMPLES, help=command.HELP)
         command.add_arguments(subparser)
-        subparser.set_defaults(run=command.run)
+        subparser.set_defaults(run=command.run, refuse=subparser.error)
     return parser

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from hetsched.cli.output import write
 from hetsched.cli.source import FILE_HELP, load, load_program
 from hetsched.cli.usage import UsageError
+from hetsched.errors import ScheduleError
 from hetsched.exchange.torch_write import program_to_torch_csv
 from hetsched.schedule.program import Program
 from hetsched.schedule.serialize import program_to_json
@@ -53,7 +54,13 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.by_microbatch:
         raise UsageError("--by-microbatch needs --format costs")
-    write(WRITERS[args.format](load_program(args.file)), args.out)
+    program = load_program(args.file)
+    try:
+        text = WRITERS[args.format](program)
+    except ScheduleError as error:
+        fix = "--format json takes any program"
+        raise ScheduleError(f"{args.file}: torch knows one chain of stages: {error}; {fix}") from error
+    write(text, args.out)
     return 0
 
 

@@ -54,6 +54,8 @@ def load(path: Path) -> Source:
             timeline = Timeline.from_json(data)
             check(timeline.program)
             return timeline
+        if isinstance(data, dict) and "durations_ns" in data:
+            raise ScheduleError("these are costs; give them with --cost-file, beside a plan or a schedule")
         return complete(program_from_json(data))
     except ScheduleError as error:
         raise ScheduleError(f"{path}: {error}") from error

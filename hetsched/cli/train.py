@@ -11,6 +11,7 @@ from hetsched.cli.usage import UsageError, positive
 from hetsched.plan import Plan
 from hetsched.show.table import draw_overlap
 from hetsched.sim.overlap import Overlap
+from hetsched.sim.timeline import Timeline
 
 HELP = "train the reference model on the plan's data"
 EXAMPLES = ("hetsched train examples/digits/colocated.toml --steps 200",)
@@ -34,7 +35,8 @@ def run(args: argparse.Namespace) -> int:
     """Train and print where the metrics are."""
     plan = load(args.file)
     if not isinstance(plan, Plan):
-        raise UsageError(f"{args.file} is a program; training takes a plan")
+        what = "timeline" if isinstance(plan, Timeline) else "program"
+        raise UsageError(f"{args.file} is a {what}; training takes a plan")
     if args.trace is not None and not args.trace.absolute().parent.is_dir():
         raise UsageError(f"--trace {args.trace}: there is no folder {args.trace.parent}")
     from hetsched.train.run import OVERLAP, UnwritableError, train_plan

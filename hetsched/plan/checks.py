@@ -19,6 +19,12 @@ UNBUILT = ("tp", "ep")
 
 def check_plan(plan: Plan) -> None:
     """Raise PlanError at the first thing that cannot be run."""
+    require(
+        plan.name not in ("", ".", "..") and "/" not in plan.name,
+        f"name = {plan.name!r}",
+        field="name",
+        fix="write a name that a folder can have: `hetsched train` writes into runs/<name>",
+    )
     require(plan.world_size >= 1, f"world_size = {plan.world_size}", field="world_size", fix="use at least 1")
     require(plan.microbatches >= 1, f"microbatches = {plan.microbatches}", field="microbatches", fix="use at least 1")
     if plan.capacity is not None:

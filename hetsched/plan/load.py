@@ -41,6 +41,8 @@ def _syntax_fault(error: Exception) -> tuple[str, str]:
 def parse_plan(text: str, *, source: str | None = None) -> Plan:
     """The plan in a TOML text; ``source`` names it in messages. Raises PlanError."""
     try:
+        if not text.strip():
+            raise PlanError("the file is empty", field="the whole", fix="write a plan; docs/plan.md has its keys")
         try:
             table = tomllib.loads(text)
         except (tomllib.TOMLDecodeError, RecursionError) as error:

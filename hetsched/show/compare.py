@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 from hetsched.errors import ScheduleError
-from hetsched.schedule.action import Action
+from hetsched.layout.placement import ModuleOnLanes, Topology
+from hetsched.schedule.action import Action, Kind
 from hetsched.show.unit import MILLISECOND, Unit
 from hetsched.sim.timeline import Span, Stream, Timeline
 
@@ -43,6 +44,11 @@ class KindError:
     predicted_ns: float
     measured_ns: float
     mean_error_ns: float
+
+    @property
+    def is_message(self) -> bool:
+        """Whether these are messages, whose times are those under way, waiting included."""
+        return self.name.endswith((Kind.SEND_F, Kind.SEND_B))
 
     @property
     def error(self) -> float:
@@ -105,10 +111,9 @@ def compare(
     Raises:
         ScheduleError: they have different modules or lanes.
     """
-    if predicted.program.topology != measured.program.topology:
-        raise ScheduleError(
-            f"the two timelines are of different plans: {_modules(predicted)}, and measured {_modules(measured)}"
-        )
+    difference = _difference(predicted.program.topology, measured.program.topology)
+    if difference:
+        raise ScheduleError(f"the two timelines are of different plans: {difference}; give the plan that was trained")
     scale = 1.0
     if is_scaled and _work(predicted) and _work(measured):
         scale = _work(measured) / _work(predicted)
@@ -132,10 +137,28 @@ def _scaled_span(span: Span, factor: float) -> Span:
     return span._replace(start_ns=start, end_ns=end, waited_ns=min(round(span.waited_ns * factor), end - start))
 
 
-def _modules(timeline: Timeline) -> str:
-    topology = timeline.program.topology
-    modules = ", ".join(f"{module.name} of {module.num_stages} stages" for module in topology.modules)
-    return f"{modules} on {topology.num_lanes} lanes"
+def _difference(predicted: Topology, measured: Topology) -> str | None:
+    """The first module, or else whatever part, in which two topologies differ."""
+    if predicted == measured:
+        return None
+    names = [[module.name for module in topology.modules] for topology in (predicted, measured)]
+    if names[0] != names[1]:
+        return f"the modules predicted are {', '.join(names[0])}, those measured {', '.join(names[1])}"
+    for before, after in zip(predicted.modules, measured.modules, strict=True):
+        if before.stages != after.stages:
+            return f"{before.name} was predicted on {_lanes(before)}, and measured on {_lanes(after)}"
+        if before != after:
+            return f"{before.name} has a backward or takes items in one of them only"
+    if predicted.edges != measured.edges:
+        names = [[f"{edge.name} at stage {edge.stage}" for edge in of.edges] for of in (predicted, measured)]
+        return f"the boundaries predicted are {', '.join(names[0])}, those measured {', '.join(names[1])}"
+    return f"{predicted.num_lanes} lanes were predicted, and {measured.num_lanes} measured"
+
+
+def _lanes(module: ModuleOnLanes) -> str:
+    """Where a module runs, stage by stage; lanes that run an action at once are joined by a +."""
+    stages = (", ".join("+".join(map(str, gang)) for gang in gangs) for gangs in module.stages)
+    return f"lanes {' | '.join(stages)}"
 
 
 def _work(timeline: Timeline) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import defaultdict
 from dataclasses import dataclass
 
 from hetsched.check.memory import memory_changes
@@ -38,14 +38,15 @@ def memory_of(timeline: Timeline) -> Memory:
 
 
 def _curve(timeline: Timeline, lane: int, held: ActionTable) -> Curve:
-    spans: dict[Action, deque[Span]] = defaultdict(deque)
-    for span in timeline.stream(lane, Stream.COMPUTE):
+    # The last first, so that the next is at the end of each list.
+    spans: dict[Action, list[Span]] = defaultdict(list)
+    for span in reversed(timeline.stream(lane, Stream.COMPUTE)):
         spans[span.action].append(span)
     points = {0: 0}
     for position, acquired, released in memory_changes(timeline.program, lane, held):
         found = spans[timeline.program.lanes[lane][position]]
         if found:
-            span = found.popleft()
+            span = found.pop()
             for time, change in ((span.start_ns, acquired), (span.end_ns, -released)):
                 points[time] = points.get(time, 0) + change
     total = 0

@@ -6,35 +6,51 @@ import math
 from collections.abc import Sequence
 
 from hetsched.show.compare import Comparison
-from hetsched.show.text import draw
+from hetsched.show.text import draw, wrapped
 from hetsched.show.unit import MILLISECOND, Unit
 from hetsched.sim.overlap import Overlap
 
 _HEAD = ("", "actions", "predicted", "measured", "error", "mean distance")
+_MESSAGES = "SEND: from when a message could leave until it was there, waiting included, which says nothing of its cost"
 _OVERLAP_HEAD = ("", "messages", "MB", "under way", "exposed", "hidden")
 
 
-def draw_comparison(comparison: Comparison, *, width: int = 120, unit: Unit = MILLISECOND) -> str:
-    """Both timelines under each other, each on an axis of its own, then the errors and the first divergence."""
+def draw_comparison(
+    comparison: Comparison, *, width: int = 120, unit: Unit = MILLISECOND, columns: int | None = None
+) -> str:
+    """Both timelines under each other, on one axis, then the errors and the first divergence.
+
+    Args:
+        comparison: what is drawn.
+        width, unit, columns: as in ``draw``.
+    """
     rows = [list(_HEAD)]
     for error in comparison.errors:
-        share = "" if math.isinf(error.error) else f"{error.error:+.1%}"
+        # What is rounded to nothing has no sign.
+        share = "" if error.is_message or math.isinf(error.error) else f"{round(error.error, 3) + 0.0:+.1%}"
         times = (unit.text(round(time)) for time in (error.predicted_ns, error.measured_ns))
         rows.append([error.name, str(error.count), *times, share, unit.text(round(error.mean_error_ns))])
     divergence = comparison.divergence
     first = "no action diverges" if divergence is None else f"first divergence: {divergence.text}"
     scale = "" if math.isclose(comparison.scale, 1.0) else f" (times scaled by {comparison.scale:.3g} to the same work)"
+    end_ns = max(comparison.predicted.makespan_ns, comparison.measured.makespan_ns)
+    predicted, measured = (
+        draw(timeline, width=width, unit=unit, end_ns=end_ns, columns=columns)
+        for timeline in (comparison.predicted, comparison.measured)
+    )
+    note = [wrapped(_MESSAGES, columns)] if any(error.is_message for error in comparison.errors) else []
     return "\n".join(
         [
             f"predicted{scale}",
-            draw(comparison.predicted, width=width, unit=unit),
+            predicted,
             "",
             "measured",
-            draw(comparison.measured, width=width, unit=unit),
+            measured,
             "",
             *_columns(rows),
+            *note,
             "",
-            first,
+            wrapped(first, columns),
         ]
     )
 

@@ -10,7 +10,8 @@ from hetsched.show.unit import Unit
 def tick_times(end_ns: int, *, unit: Unit, most: float = 10) -> list[tuple[int, str]]:
     """(time, text) of at most ``most`` + 1 round times from 0 to ``end_ns``, which is not 0."""
     step = _round_step(end_ns / most / unit.ns)
-    times = ((round(i * step * unit.ns), f"{i * step:g}") for i in count())
+    # So many digits that large times are written in full, and no rounding of the step shows.
+    times = ((round(i * step * unit.ns), f"{i * step:.15g}") for i in count())
     return list(takewhile(lambda tick: tick[0] <= end_ns, times))
 
 

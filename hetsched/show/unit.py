@@ -24,9 +24,12 @@ class Unit:
         return int(time) if time.denominator == 1 else float(time)
 
     def text(self, time_ns: int) -> str:
-        """A time as it is written: at most four digits after those before the point."""
+        """A time as it is written: whole numbers in full, otherwise four digits after the point, or from the first."""
         time = self.of(time_ns)
-        digits = f"{time}" if isinstance(time, int) else f"{time:.4f}".rstrip("0").rstrip(".")
+        if isinstance(time, int):
+            digits = f"{time}"
+        else:
+            digits = f"{time:.4f}".rstrip("0").rstrip(".") if abs(time) >= 1 else f"{time:.4g}"
         return f"{digits} {self.name}".rstrip()
 
 

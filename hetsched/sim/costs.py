@@ -19,6 +19,7 @@ from hetsched.errors import ScheduleError
 from hetsched.schedule.action import KINDS, Action, Kind
 from hetsched.schedule.program import Program
 from hetsched.schedule.table import ActionTable
+from hetsched.sim.timeline import FORMAT as TIMELINE_FORMAT
 
 _NOTHING = ActionTable({})
 DEFAULT_LINK = "default"
@@ -135,6 +136,8 @@ class Costs:
         has = f"a cost file has durations_ns and, if needed, {', '.join(optional)}"
         if not isinstance(data, dict):
             raise ScheduleError(f"this is no object; {has}")
+        if data.get("format") == TIMELINE_FORMAT:
+            raise ScheduleError("this is a timeline; `hetsched export FILE --format costs` writes its costs")
         if "durations_ns" not in data:
             raise ScheduleError(f"durations_ns is missing; {has}")
         unknown = [key for key in data if key not in ("durations_ns", *optional)]
@@ -154,7 +157,10 @@ def load_costs(path: Path) -> Costs:
         ScheduleError: see ``Costs.from_json``; the message names the file.
     """
     try:
-        return Costs.from_json(json.loads(path.read_text()))
+        text = path.read_text()
+        if not text.strip():
+            raise ScheduleError("the file is empty")
+        return Costs.from_json(json.loads(text))
     except OSError as error:
         raise ScheduleError(f"cannot read {path}: {error.strerror}") from error
     except ScheduleError as error:

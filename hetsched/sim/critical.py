@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Iterator
 from itertools import pairwise
 
-from hetsched.schedule.action import Action, Kind
+from hetsched.schedule.action import Action
 from hetsched.sim.messages import message_pairs
 from hetsched.sim.timeline import Span, Stream, Timeline
-
-_Place = tuple[int, int]
-"""A lane and a position in its list."""
 
 
 def critical_path(timeline: Timeline) -> tuple[Span, ...]:
@@ -48,48 +45,49 @@ class _Causes:
     """
 
     def __init__(self, timeline: Timeline) -> None:
-        self._at: dict[_Place, list[Span]] = defaultdict(list)
-        self._place: dict[int, _Place] = {}
-        self._gang: dict[tuple[str, int, Kind, int | None, int], list[Span]] = defaultdict(list)
+        self._computed: list[list[Span | None]] = [[None] * len(actions) for actions in timeline.program.lanes]
+        self._received: dict[tuple[int, int], list[Span]] = defaultdict(list)
+        self._position: dict[int, int] = {}
+        self._began: dict[int, list[Span]] = defaultdict(list)
         self._find_places(timeline)
-        self._send_place: dict[int, _Place] = {}
+        self._sent: dict[int, Span] = {}
         self._before: dict[int, list[Span]] = defaultdict(list)
         self._find_messages(timeline)
 
     def of(self, span: Span) -> list[Span]:
         if span.stream is Stream.COMPUTE:
-            gang = self._gang[_gang_key(span)]
-            return [cause for member in gang for cause in self._ready(self._place[id(member)])]
+            gang = (other for other in self._began[span.start_ns] if _are_of_a_gang(other.action, span.action))
+            return [cause for member in gang for cause in self._ready(member)]
         causes = [*self._before[id(span)]]
-        if id(span) in self._send_place:
-            causes += self._ready(self._send_place[id(span)])
+        if id(span) in self._sent:
+            causes += self._ready(self._sent[id(span)])
         if all(cause.end_ns < span.start_ns for cause in causes):
-            causes += self._ready(self._place[id(span)])
+            causes += self._ready(span)
         return causes
 
     def _find_places(self, timeline: Timeline) -> None:
         """The n-th span of a compute action on a lane is of its n-th place in the list."""
         for lane, actions in enumerate(timeline.program.lanes):
-            places: dict[Action, deque[int]] = defaultdict(deque)
-            for position, action in enumerate(actions):
-                places[action].append(position)
+            # The last first, so that the next is at the end of each list.
+            places: dict[Action, list[int]] = defaultdict(list)
+            for position in range(len(actions) - 1, -1, -1):
+                places[actions[position]].append(position)
+            computed = self._computed[lane]
             for span in timeline.stream(lane, Stream.COMPUTE):
-                self._add(span, (lane, places[span.action].popleft()))
-                self._gang[_gang_key(span)].append(span)
+                position = self._position[id(span)] = places[span.action].pop()
+                computed[position] = span
+                self._began[span.start_ns].append(span)
             for span in timeline.stream(lane, Stream.RECEIVE):
-                self._add(span, (lane, places[span.action][0]))
+                position = self._position[id(span)] = places[span.action][-1]
+                self._received[lane, position].append(span)
             for span in timeline.stream(lane, Stream.SEND):
-                self._place[id(span)] = (lane, places[span.action][0])
-
-    def _add(self, span: Span, place: _Place) -> None:
-        self._place[id(span)] = place
-        self._at[place].append(span)
+                self._position[id(span)] = places[span.action][-1]
 
     def _find_messages(self, timeline: Timeline) -> None:
         arrival = {}
         for sent, received in message_pairs(timeline):
             arrival[id(sent)] = received
-            self._send_place[id(received)] = self._place[id(sent)]
+            self._sent[id(received)] = sent
         for lane in range(len(timeline.program.lanes)):
             sends = timeline.stream(lane, Stream.SEND)
             arrived = [arrival[id(span)] for span in sends if id(span) in arrival]
@@ -98,18 +96,17 @@ class _Causes:
                 for before, after in pairwise(in_turn):
                     self._before[id(after)].append(before)
 
-    def _ready(self, place: _Place) -> Iterator[Span]:
-        """What a lane did last before it reached a place: one action, and the messages received since."""
-        lane, position = place
-        while position > 0:
-            position -= 1
-            found = self._at.get((lane, position), [])
-            yield from found
-            if found and found[0].stream is Stream.COMPUTE:
+    def _ready(self, span: Span) -> Iterator[Span]:
+        """What a lane did last before it reached a span's action: one action, and the messages received since."""
+        lane = span.lane
+        for position in range(self._position[id(span)] - 1, -1, -1):
+            yield from self._received.get((lane, position), ())
+            computed = self._computed[lane][position]
+            if computed is not None:
+                yield computed
                 return
 
 
-def _gang_key(span: Span) -> tuple[str, int, Kind, int | None, int]:
-    """Equal for the spans of a gang's action."""
-    action = span.action
-    return action.module, action.stage, action.kind, action.first, span.start_ns
+def _are_of_a_gang(one: Action, other: Action) -> bool:
+    """Whether two actions that began together are what several lanes do as one."""
+    return (one.module, one.stage, one.kind, one.first) == (other.module, other.stage, other.kind, other.first)

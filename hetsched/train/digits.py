@@ -14,13 +14,9 @@ from torch import Tensor
 from hetsched.batch import Item, Placeholder, Sample
 from hetsched.errors import DataError
 from hetsched.models.llm import IGNORE
-from hetsched.train.questions import DEFAULT_MIX, NUM_VARIANTS, TOKENIZER, NumberImage, Question, draw_question
+from hetsched.train.questions import DEFAULT_MIX, ENCODER, NUM_VARIANTS, TOKENIZER, NumberImage, Question, draw_question
 from hetsched.train.scans import SIDE, Augmentation, Split
 from hetsched.train.tokenizer import END, IMAGE
-
-ENCODER = "vision"
-"""The module whose items the images are."""
-
 
 _MOST_KNOWN = 4096
 

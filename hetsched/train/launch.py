@@ -12,7 +12,9 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
@@ -64,15 +66,20 @@ def launch(worker: Callable[..., None], *args: Any, num_ranks: int, backend: str
     # One server imports torch (with the compiler, which its optimizers ask for) and then forks all ranks.
     # What it forks cannot use CUDA if the server has asked for it, as some modules do when they are imported.
     context: ForkServerContext | SpawnContext = multiprocessing.get_context("forkserver")
-    if "nccl" in backend:
+    is_spawned = "nccl" in backend
+    if is_spawned:
         context = multiprocessing.get_context("spawn")
     context.set_forkserver_preload(["torch._dynamo", worker.__module__])
+    if not is_spawned:
+        with _ctrl_c_held():
+            forkserver.ensure_running()
     ranks: list[BaseProcess] = []
     with tempfile.TemporaryDirectory(prefix="hetsched-") as folder:
         try:
             for rank in range(num_ranks):
                 process = context.Process(target=_rank_main, args=(rank, num_ranks, folder, backend, worker, args))
-                process.start()
+                with _ctrl_c_held() if is_spawned else nullcontext():
+                    process.start()
                 ranks.append(process)
             failed = _wait_for_all(ranks)
         finally:
@@ -91,12 +98,33 @@ def _check_can_be_sent(worker: Callable[..., None]) -> None:
         ) from None
 
 
+@contextmanager
+def _ctrl_c_held() -> Iterator[None]:
+    """Ctrl-C waits until the end, and what is started meanwhile never meets it: the launcher ends it.
+
+    A new interpreter would answer with a traceback while it imports torch, before any code of ours could ignore it.
+    """
+    # The tracker takes Ctrl-C out of the mask as it starts.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _rank_main(
     rank: int, num_ranks: int, folder: str, backend: str, worker: Callable[..., None], args: tuple[Any, ...]
 ) -> None:
     # Ctrl-C reaches every process of the terminal; the launcher alone decides what follows, and ends the ranks.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_launcher, daemon=True).start()
+    launcher = multiprocessing.parent_process()
+    assert launcher is not None
+    if not launcher.is_alive():
+        # It was interrupted while this rank was on its way. To look for the store in its folder, which is gone, holds
+        # the interpreter, and with it the thread that ends ranks without a launcher.
+        os._exit(1)
+    threading.Thread(target=_end_with, args=(launcher,), daemon=True).start()
     # A rank whose own thread is held is ended from another one, as by hetsched.runtime.watchdog.
     threading.excepthook = functools.partial(_leave_from_thread, folder, rank)
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // num_ranks))
@@ -121,10 +149,8 @@ def _prepare(backend: str) -> None:
         prepare_environment()
 
 
-def _end_with_launcher() -> None:
+def _end_with(launcher: BaseProcess) -> None:
     """A launcher that was killed cannot end its ranks."""
-    launcher = multiprocessing.parent_process()
-    assert launcher is not None
     launcher.join()
     os._exit(1)
 

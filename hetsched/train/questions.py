@@ -14,6 +14,8 @@ from types import MappingProxyType
 from hetsched.train.scans import Split, label, scans_of
 from hetsched.train.tokenizer import END, IMAGE, Tokenizer
 
+ENCODER = "vision"
+"""The module whose items the images are."""
 LETTERS = "ABCDEF"
 """Names of the images of a sample; their number is the most that a sample has."""
 MAX_DIGITS = 3

@@ -13,19 +13,18 @@ from typing import Any, TextIO
 
 import torch.distributed as dist
 
-from hetsched.errors import JobError, PlanError
+from hetsched.errors import JobError
 from hetsched.plan import Plan
-from hetsched.plan.model import LLMConfig, VisionConfig, divisors
 from hetsched.runtime.device import backend_of, check_devices
 from hetsched.runtime.report import StepReport
-from hetsched.train.digits import ENCODER
+from hetsched.train.demands import check_sections, check_sizes
 from hetsched.train.launch import launch
-from hetsched.train.questions import TOKENIZER
-from hetsched.train.scans import SIDE
 from hetsched.train.trainer import Evaluation, Trainer
 
 OVERLAP = "overlap.json"
 """In the folder of metrics.jsonl."""
+_LINES = 10
+"""Of progress, about, where there is no terminal to write them over each other."""
 
 
 class UnwritableError(JobError):
@@ -69,54 +68,14 @@ def train_plan(
         UnwritableError: ``out`` cannot be made, or a file of the job cannot be written.
         JobError: a rank failed; the message names it.
     """
-    _check_sections(plan)
-    _check_sizes(plan)
+    check_sections(plan)
+    check_sizes(plan)
     check_devices(plan)
     out = Path("runs", plan.name) if out is None else out
     files = RunFiles(out / "metrics.jsonl", trace, out / OVERLAP if with_overlap else None)
     _check_files(files)
     launch(_train_rank, plan, stop_after, files, is_debug, num_ranks=plan.world_size, backend=backend_of(plan))
     return files.metrics
-
-
-def _check_sections(plan: Plan) -> None:
-    for section in ("model", "data", "training"):
-        if getattr(plan, section) is None:
-            fix = "add it; `hetsched train` needs it"
-            raise PlanError(f"there is no [{section}]", field=section, fix=fix, source=plan.source)
-    encoders = [name for name in plan.modules if name != plan.sink]
-    if encoders != [ENCODER]:
-        problem = f"the digits are images for one encoder, {ENCODER!r}; the plan has {', '.join(encoders) or 'none'}"
-        raise PlanError(problem, field="modules", fix=f"have one encoder, named {ENCODER}", source=plan.source)
-    (boundary,) = plan.boundaries
-    if boundary.stage != 0:
-        # The others would drop the rows without a word.
-        problem = (
-            f"boundary {boundary.name}: stage {boundary.stage}, but the reference model takes rows at stage 0 alone"
-        )
-        raise PlanError(problem, field="boundaries[0].stage", fix="write 0, or leave it out", source=plan.source)
-
-
-def _check_sizes(plan: Plan) -> None:
-    """What the data demands of ``[model]``; the ranks would each say it once they are there."""
-    assert plan.model is not None
-    vision, llm = plan.model[ENCODER], plan.model[plan.sink]
-    assert isinstance(vision, VisionConfig) and isinstance(llm, LLMConfig)
-    if llm.vocab < TOKENIZER.vocab_size:
-        raise PlanError(
-            f"vocab={llm.vocab}, but the digits' questions are written with {TOKENIZER.vocab_size} tokens",
-            field=f"model.{plan.sink}.vocab",
-            fix=f"write at least {TOKENIZER.vocab_size}",
-            source=plan.source,
-        )
-    if SIDE % (vision.patch * vision.merge):
-        raise PlanError(
-            f"patch={vision.patch} and merge={vision.merge}: squares of {vision.patch * vision.merge} pixels do not "
-            f"tile the {SIDE} of a digit",
-            field=f"model.{ENCODER}.patch",
-            fix=f"choose them so that patch * merge is one of {divisors(SIDE)}",
-            source=plan.source,
-        )
 
 
 def _check_files(files: RunFiles) -> None:
@@ -157,6 +116,8 @@ def _train_rank(plan: Plan, stop_after: int | None, files: RunFiles, is_debug: b
                 evaluation = trainer.evaluate()
                 if file:
                     _write(file, evaluation_line(num_done, evaluation))
+                    exact = f"{evaluation.pixels.exact_match:.1%} of those that need a look answered exactly"
+                    _say(f"{plan.name}: after step {num_done} held-out loss {evaluation.loss:.4f}, {exact}")
 
         trainer.train(num_steps, after_step=after_step)
 
@@ -189,13 +150,20 @@ def _logger(plan: Plan, num_steps: int, file: TextIO) -> Callable[[int, StepRepo
     def log(step: int, report: StepReport, norm: float) -> None:
         elapsed = time.monotonic() - began
         _write(file, {"step": step, "elapsed_s": round(elapsed, 3), "grad_norm": norm, **asdict(report)})
-        if sys.stderr.isatty():
-            left = elapsed / (step + 1) * (num_steps - step - 1)
-            end = "\n" if step + 1 == num_steps else ""
-            line = f"{plan.name}: step {step + 1}/{num_steps}  loss {report.loss:.4f}  {left:.0f} s left"
-            print(f"\r\x1b[K{line}", end=end, file=sys.stderr, flush=True)
+        num_done = step + 1
+        is_last = num_done == num_steps
+        if sys.stderr.isatty() or step == 0 or is_last or num_done % max(1, num_steps // _LINES) == 0:
+            left = elapsed / num_done * (num_steps - num_done)
+            line = f"{plan.name}: step {num_done}/{num_steps}  loss {report.loss:.4f}  {left:.0f} s left"
+            _say(line, is_kept=is_last or not sys.stderr.isatty())
 
     return log
+
+
+def _say(line: str, *, is_kept: bool = True) -> None:
+    """A line of progress in place of the one before on a terminal, if that was not kept, and behind it elsewhere."""
+    start = "\r\x1b[K" if sys.stderr.isatty() else ""
+    print(f"{start}{line}", end="\n" if is_kept else "", file=sys.stderr, flush=True)
 
 
 def _write(file: TextIO, line: dict[str, Any]) -> None:

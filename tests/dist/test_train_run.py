@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
-from dataclasses import replace
+import re
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
 from hetsched.plan import parse_plan
+from hetsched.runtime.report import StepReport
 from hetsched.sim.timeline import Timeline
-from hetsched.train.run import RunFiles, _train_rank
+from hetsched.train.run import RunFiles, _logger, _train_rank
 from tests.dist.pool import Pool, RanksFailed
 
 PLAN = parse_plan("""
@@ -58,6 +61,22 @@ def test_metrics_have_a_line_for_each_step_and_evaluation(
             assert 0 <= line["exact_match_pixels"] <= 1 and set(line["exact_match"]) >= {"read", "number", "larger"}
         else:
             assert line["step_s"] > 0 and line["sent_bytes"] > 0 and 0 <= line["bubble"] <= 1
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_progress_is_told_on_a_terminal_and_to_a_pipe(
+    is_terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: is_terminal)
+    log = _logger(PLAN, 40, io.StringIO())
+    report = StepReport(**{field.name: 0 for field in fields(StepReport)})
+    for step in range(40):
+        log(step, report, 1.0)
+    err = capsys.readouterr().err
+    assert err.endswith("lines: step 40/40  loss 0.0000  0 s left\n")
+    told = [re.split("[ /]", line)[2] for line in re.split("\r\x1b\\[K|\n", err) if line]
+    some = ["1", *map(str, range(4, 41, 4))]
+    assert told == (list(map(str, range(1, 41))) if is_terminal else some)
 
 
 def test_too_few_held_out_samples_to_swap_are_refused_before_any_step(ranks: Pool, tmp_path: Path) -> None:

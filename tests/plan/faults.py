@@ -16,7 +16,13 @@ KEYS_AND_TYPES = [
     ([("world_size = 4\n", "")], "world_size", "missing key 'world_size'", "add world_size = an integer"),
     ([('kind = "decoder"\n', "")], "model.llm.kind", "kind = None is not known", "'vision', 'decoder'"),
     ([("microbatches = 4", 'microbatches = "4"')], "microbatches", "microbatches = '4' is not an", "write an integer"),
-    ([("world_size = 4", "world_size = true")], "world_size", "world_size = True is not an", "write an integer"),
+    ([("world_size = 4", "world_size = true")], "world_size", "world_size = true is not an", "write an integer"),
+    (
+        [("[[boundaries]]", "[boundaries]")],
+        "boundaries",
+        "boundaries = {'producer': 'vision', 'consumer': 'llm'} is not a list",
+        "write [[boundaries]] above each table",
+    ),
     ([("world_size = 4", "world_size = 4.0")], "world_size", "world_size = 4.0 is not an", "write an integer"),
     ([("ranks = [0, 1, 2, 3]", "ranks = 4")], "modules.llm.ranks", "modules.llm.ranks = 4 is not a list", "a list"),
     (
@@ -34,6 +40,9 @@ KEYS_AND_TYPES = [
     ([("world_size = 4", "world_size 4")], "line 2, column 12", "not TOML: Expected", "write a plan as TOML: <key> ="),
     ([("[training]\nsteps = 3\n", "[training")], "end of document", "not TOML: Expected ']'", "<key> = <value>"),
     ([("steps = 3", "steps = " + "[" * 9_000)], "the whole", "not TOML: nested too deeply", "<key> = <value>"),
+    ([('"good"', '""')], "name", "name = ''", "a name that a folder can have"),
+    ([('"good"', '"../good"')], "name", "name = '../good'", "runs/<name>"),
+    ([('"good"', '".."')], "name", "name = '..'", "runs/<name>"),
     ([(GOOD[GOOD.index("[modules.vision]") :], "")], "modules", "missing key 'modules'", "add [modules.<name>]"),
 ]
 PHASES = '"three_phase"'
@@ -249,6 +258,8 @@ FAULTS = KEYS_AND_TYPES + SCHEDULE + RANKS + DEGREES + GRAPH + MODEL + DATA_AND_
 ONLY_TRAIN = [
     ([("[data]\nbatch_size = 16\n", "")], "data", "there is no [data]", "add it"),
     ([("[training]\nsteps = 3\n", "")], "training", "there is no [training]", "add it"),
+]
+OF_TRAINING = [
     (
         [
             ("[modules.vision]", "[modules.eyes]"),

@@ -20,7 +20,7 @@ from hetsched.config import read_table
 from hetsched.errors import PlanError
 from hetsched.plan import Plan, load_plan, parse_plan
 from hetsched.plan.checks import check_plan
-from tests.plan.faults import FAULTS, ONLY_TRAIN
+from tests.plan.faults import FAULTS, OF_TRAINING, ONLY_TRAIN
 from tests.plan.good_plan import GOOD, spoiled
 
 
@@ -70,6 +70,18 @@ def test_train_refuses_what_it_cannot_train(
     changes: list[tuple[str, str]], field: str, problem: str, fix: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     check_message(refusal("train", spoiled(*changes), capsys), field=field, problem=problem, fix=fix)
+    assert main(["check", "bad.toml"]) == 0
+
+
+@pytest.mark.usefixtures("here", "no_process")
+@pytest.mark.parametrize(("changes", "field", "problem", "fix"), OF_TRAINING, ids=[fault[2] for fault in OF_TRAINING])
+def test_check_refuses_what_train_refuses_if_the_plan_has_all_that_it_takes(
+    changes: list[tuple[str, str]], field: str, problem: str, fix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in ("check", "train"):
+        check_message(refusal(command, spoiled(*changes), capsys), field=field, problem=problem, fix=fix)
+    assert main(["show", "bad.toml"]) == 0
+    Path("bad.toml").write_text(spoiled(*changes, ("[training]\nsteps = 3\n", "")))
     assert main(["check", "bad.toml"]) == 0
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import pytest
 
 from hetsched.errors import ScheduleError
+from hetsched.layout.placement import Topology
 from hetsched.schedule.action import Kind
 from hetsched.show.compare import Comparison, Divergence, compare, scaled
 from hetsched.show.table import draw_comparison
@@ -81,9 +85,39 @@ def test_a_prediction_without_a_unit_is_scaled_to_the_work_that_was_measured() -
     assert compare(timeline, scaled(timeline, 0.25)).divergence is not None
 
 
-def test_timelines_of_other_plans_are_not_compared() -> None:
-    with pytest.raises(ScheduleError, match=r"llm of 4 stages on 4 lanes, and measured .* llm of 2 stages on 2 lanes"):
+def test_timelines_of_other_plans_are_not_compared_and_the_first_difference_is_named() -> None:
+    with pytest.raises(ScheduleError) as refused:
         compare(colocated_step(4), colocated_step(2))
+    assert str(refused.value) == (
+        "the two timelines are of different plans: vision was predicted on lanes 0, 1, 2, 3, and measured on lanes "
+        "0, 1; give the plan that was trained"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda t: replace(t, modules=t.modules[1:]), "modules predicted are vision, llm, those measured llm;"),
+        (
+            lambda t: replace(
+                t, modules=(t.modules[0], replace(t.modules[1], stages=(((0, 1),), *t.modules[1].stages)))
+            ),
+            "llm was predicted on lanes 0 | 1 | 2 | 3, and measured on lanes 0+1 | 0 | 1 | 2 | 3;",
+        ),
+        (
+            lambda t: replace(t, modules=(replace(t.modules[0], has_backward=False), t.modules[1])),
+            "vision has a backward or takes items in one of them only;",
+        ),
+        (lambda t: replace(t, edges=(replace(t.edges[0], stage=1),)), "those measured vision->llm at stage 1;"),
+        (lambda t: replace(t, num_lanes=5), "4 lanes were predicted, and 5 measured;"),
+    ],
+)
+def test_whatever_differs_between_two_plans_is_named(change: Callable[[Topology], Topology], said: str) -> None:
+    step = colocated_step()
+    other = replace(step, program=replace(step.program, topology=change(step.program.topology)))
+    with pytest.raises(ScheduleError) as refused:
+        compare(step, other)
+    assert said in str(refused.value)
 
 
 def test_the_text_has_both_timelines_the_errors_and_the_divergence() -> None:
@@ -95,6 +129,27 @@ def test_the_text_has_both_timelines_the_errors_and_the_divergence() -> None:
     (row,) = (line.split() for line in lines if line.startswith("llm F "))
     assert row[2:] == ["16", "10", "ms", "11.875", "ms", "+18.8%", "1.875", "ms"]
     assert lines[-1].startswith("first divergence: llm:1F1 on lane 1")
+
+
+def test_both_timelines_have_one_axis() -> None:
+    timeline = colocated_step()
+    lines = draw_comparison(compare(timeline, scaled(timeline, 2.0)), width=80).splitlines()
+    predicted, measured = (line for line in lines if line.startswith("lane 0"))
+    assert len(predicted) == len(measured)
+    assert [len(line[8:88].rstrip(".")) for line in (predicted, measured)] == [40, 80]
+    rulers = [line for line in lines if line.startswith("time")]
+    assert rulers[0] == rulers[1]
+
+
+def test_messages_have_no_error_and_what_is_rounded_to_nothing_has_no_sign() -> None:
+    timeline = colocated_step()
+    slow = changed(timeline, lambda s: s if s.stream is Stream.COMPUTE else s._replace(end_ns=s.end_ns + 9 * MS))
+    shorter = changed(slow, lambda s: s._replace(end_ns=s.end_ns - 1) if is_llm(s, Kind.F) else s)
+    text = draw_comparison(compare(timeline, shorter), width=80)
+    rows = {line.split("  ")[0]: line for line in text.splitlines()}
+    assert "%" not in rows["llm SEND_F"] and "9 ms" in rows["llm SEND_F"]
+    assert "+0.0%" in rows["llm F"] and "-0.0%" not in text
+    assert "SEND: from when a message could leave" in text
 
 
 def test_a_timeline_scaled_by_one_is_itself() -> None:
