@@ -28,6 +28,7 @@ class Item:
 
     Raises:
         TypeError: the key is no integer.
+        ValueError: it has more than 64 bits.
     """
 
     module: str
@@ -38,6 +39,8 @@ class Item:
     def __post_init__(self) -> None:
         if not isinstance(self.key, int | np.integer):
             raise TypeError(f"Item.key must be an integer, not {self.key!r}: number the items of a module")
+        if not -(2**63) <= self.key < 2**63:
+            raise ValueError(f"Item.key is {self.key}; it has 64 bits at most, one of them for the sign")
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,6 +135,12 @@ def test_a_key_that_is_no_integer_is_told_where_the_item_is_made() -> None:
         Item("audio", "a.wav", num_inputs=2, num_rows=1)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("key", [2**63, -(2**63) - 1])
+def test_a_key_that_no_digest_can_hold_is_refused(key: int) -> None:
+    with pytest.raises(ValueError, match=rf"Item\.key is {key}; it has 64 bits at most"):
+        Item("audio", key, num_inputs=2, num_rows=1)
+
+
 def test_tensors_of_a_parcel_have_memory_and_changes_of_their_own() -> None:
     parcel = Parcel(CPU, torch.float64)
     of_parcel = [
