@@ -51,6 +51,12 @@ class KindError:
         return self.name.endswith((Kind.SEND_F, Kind.SEND_B))
 
     @property
+    def share(self) -> str:
+        """The error for people; empty for messages, and where nothing was predicted."""
+        # What is rounded to nothing has no sign.
+        return "" if self.is_message or math.isinf(self.error) else f"{round(self.error, 3) + 0.0:+.1%}"
+
+    @property
     def error(self) -> float:
         """Measured over predicted, less 1; infinite where nothing was predicted."""
         if self.predicted_ns:

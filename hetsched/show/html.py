@@ -161,7 +161,9 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
     divergence = comparison.divergence
     return {
         "scaling": scaling(comparison),
-        "errors": [[e.name, e.count, e.predicted_ns, e.measured_ns, e.mean_error_ns] for e in comparison.errors],
+        "errors": [
+            [e.name, e.count, e.predicted_ns, e.measured_ns, e.share, e.mean_error_ns] for e in comparison.errors
+        ],
         "divergence": None
         if divergence is None
         else {"lane": divergence.lane, "at": divergence.at_ns, "text": divergence.text},

@@ -8,6 +8,16 @@ from string import ascii_lowercase
 from hetsched.schedule.action import Action, Kind
 from hetsched.schedule.program import Program
 
+WORDS = {
+    Kind.F: "forward",
+    Kind.B: "backward",
+    Kind.I: "input gradient",
+    Kind.W: "weight gradient",
+    Kind.UNSHARD: "parameters gathered",
+    Kind.RESHARD: "parameters given up",
+    Kind.REDUCE_GRAD: "gradients summed",
+}
+"""What the kinds of actions stand for."""
 COLLECTIVES = {Kind.UNSHARD: "U", Kind.RESHARD: "S", Kind.REDUCE_GRAD: "R"}
 
 

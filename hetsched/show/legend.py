@@ -6,10 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from hetsched.schedule.action import Kind
+from hetsched.show.label import WORDS
 from hetsched.show.layer import Layer
 from hetsched.show.palette import Palette
-
-_WORDS = {Kind.F: "forward", Kind.B: "backward", Kind.I: "input gradient", Kind.W: "weight gradient"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +25,8 @@ class Legend:
 
     @property
     def key(self) -> str:
-        """What the letters of the kinds stand for."""
-        return ", ".join(f"{kind} {word}" for kind, word in _WORDS.items() if kind in self.kinds)
+        """What the letters of the kinds stand for; collectives have names in full."""
+        return ", ".join(f"{kind} {WORDS[kind]}" for kind in WORDS if kind in self.kinds and not kind.is_collective)
 
 
 def legend_of(layers: Iterable[Layer], palette: Palette) -> Legend:

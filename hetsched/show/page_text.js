@@ -64,8 +64,8 @@ function comparisonTable({ errors, divergence }) {
   table(
     "Durations, predicted and measured",
     ["", "actions", "predicted, mean", "measured, mean", "error", "mean distance"],
-    errors.map(([name, count, before, after, distance]) => [
-      name, count, format(before), format(after), before ? percent(after - before, before) : "", format(distance),
+    errors.map(([name, count, before, after, share, distance]) => [
+      name, count, format(before), format(after), share, format(distance),
     ]),
   );
   const line = $("divergence");

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from hetsched.show.compare import Comparison
+from hetsched.show.layer import scaling
 from hetsched.show.text import draw, wrapped
 from hetsched.show.unit import MILLISECOND, Unit
 from hetsched.sim.overlap import Overlap
@@ -26,13 +26,10 @@ def draw_comparison(
     """
     rows = [list(_HEAD)]
     for error in comparison.errors:
-        # What is rounded to nothing has no sign.
-        share = "" if error.is_message or math.isinf(error.error) else f"{round(error.error, 3) + 0.0:+.1%}"
         times = (unit.text(round(time)) for time in (error.predicted_ns, error.measured_ns))
-        rows.append([error.name, str(error.count), *times, share, unit.text(round(error.mean_error_ns))])
+        rows.append([error.name, str(error.count), *times, error.share, unit.text(round(error.mean_error_ns))])
     divergence = comparison.divergence
     first = "no action diverges" if divergence is None else f"first divergence: {divergence.text}"
-    scale = "" if math.isclose(comparison.scale, 1.0) else f" (times scaled by {comparison.scale:.3g} to the same work)"
     end_ns = max(comparison.predicted.makespan_ns, comparison.measured.makespan_ns)
     predicted, measured = (
         draw(timeline, width=width, unit=unit, end_ns=end_ns, columns=columns)
@@ -41,7 +38,7 @@ def draw_comparison(
     note = [wrapped(_MESSAGES, columns)] if any(error.is_message for error in comparison.errors) else []
     return "\n".join(
         [
-            f"predicted{scale}",
+            f"predicted{scaling(comparison)}",
             predicted,
             "",
             "measured",

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from hetsched.schedule.action import Action, Kind
-from hetsched.show.label import COLLECTIVES, Labels
+from hetsched.show.label import COLLECTIVES, WORDS, Labels
 from hetsched.show.ticks import tick_times
 from hetsched.show.unit import Unit, fitting_unit
 from hetsched.sim.bubble import bubble_fraction, bubbles
@@ -19,15 +19,6 @@ IDLE = "."
 _FILL = {Kind.F: "-", Kind.W: "~"}
 _OTHER_FILL = "="
 _COLUMNS_PER_TICK = 12
-_WORDS = {
-    Kind.F: "forward",
-    Kind.B: "backward",
-    Kind.I: "input gradient",
-    Kind.W: "weight gradient",
-    Kind.UNSHARD: "parameters gathered",
-    Kind.RESHARD: "parameters given up",
-    Kind.REDUCE_GRAD: "gradients summed",
-}
 _READABLE = 3
 """Columns from which on a box can be read without its whole name."""
 
@@ -172,10 +163,10 @@ def _key(timeline: Timeline, labels: Labels) -> str:
     # Collectives that take no time are not drawn.
     actions |= {span.action for span in timeline.spans if span.action.kind.is_collective and span.duration_ns}
     parts = {part for action in actions for part in action.flat()}
-    kinds = [kind for kind in _WORDS if any(part.kind is kind for part in parts)]
+    kinds = [kind for kind in WORDS if any(part.kind is kind for part in parts)]
     has_stages = any(_names_stage(part, labels) for part in parts)
     where = " in stage 1" if has_stages else ""
-    texts = [f"{COLLECTIVES.get(kind, kind)}{_FILL.get(kind, _OTHER_FILL)} {_WORDS[kind]}" for kind in kinds]
+    texts = [f"{COLLECTIVES.get(kind, kind)}{_FILL.get(kind, _OTHER_FILL)} {WORDS[kind]}" for kind in kinds]
     if kinds and kinds[0] is Kind.F:
         texts[0] = f"{'1' if has_stages else ''}F0- forward of microbatch 0{where}"
     if any(part.first != part.last for part in parts):

@@ -85,7 +85,7 @@ def test_a_comparison_is_on_the_page() -> None:
     data = data_of(to_html(layers, title="t", comparison=compare(timeline, late)))
     assert [layer["name"] for layer in data["layers"]] == ["predicted", "measured"]
     assert data["comparison"]["divergence"]["lane"] == 1
-    assert ["llm F", 16, 10 * MS, 11.875 * MS, 1.875 * MS] in data["comparison"]["errors"]
+    assert ["llm F", 16, 10 * MS, 11.875 * MS, "+18.8%", 1.875 * MS] in data["comparison"]["errors"]
 
 
 def test_64_lanes_of_256_microbatches_are_written_within_2_s(tmp_path: Path) -> None:
