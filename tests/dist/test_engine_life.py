@@ -15,7 +15,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as checkpoint
 from torch import Tensor, nn
 
-from hetsched import Batch, BoundaryRows, Engine, JobError, StageMeta, parse_plan
+from hetsched import Batch, BoundaryRows, Engine, StageMeta, parse_plan
 from hetsched.models.multimodal import builders
 from hetsched.plan import Plan
 from tests.dist.plans import make_plan
@@ -367,4 +367,3 @@ def is_late_for_a_sum(plan: Plan) -> tuple[str, float]:
 def test_a_rank_that_is_late_for_a_sum_of_gradients_is_told_within_the_timeout(ranks: Pool) -> None:
     (said, took), _ = ranks.run(is_late_for_a_sum, make_plan(**REPLICAS), num_ranks=2)
     assert said.startswith("JobError: sum of the gradients of module ") and took < 5.0
-    assert JobError.__name__ in said
