@@ -5,7 +5,7 @@ An encoder becomes the first stages of the chain, wherever its lane is.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from hetsched.errors import ScheduleError
 from hetsched.layout.placement import Edge, ModuleOnLanes, Topology
@@ -59,7 +59,7 @@ class _Numbering:
         edge, module = self._edge(action), action.module
         if edge is not None:
             module = edge.producer if action.kind in _AT_PRODUCER else edge.consumer
-        return replace(action, module=self.name, stage=self.first[module] + action.stage)
+        return action._replace(module=self.name, stage=self.first[module] + action.stage)
 
     def is_local(self, action: Action) -> bool:
         """Whether the action is a transfer over a boundary within one lane."""

@@ -117,7 +117,7 @@ def mutations(draw: st.DrawFn) -> tuple[Program, Program]:
             lane.insert(j, lane[i])
         elif lane[i].first is not None:
             m = draw(st.integers(0, program.num_microbatches))
-            lane[i] = replace(lane[i], first=m, last=m)
+            lane[i] = lane[i]._replace(first=m, last=m)
     return program, replace(program, lanes=tuple(map(tuple, lanes)))
 
 
