@@ -117,7 +117,7 @@ def _layer(layer: Layer, palette: Palette) -> dict[str, Any]:
             for need in needs(timeline, spans, messages)
             for x in (need.maker, need.user, -1 if need.message is None else number_of_message[id(need.message)])
         ],
-        "critical": _critical(timeline, spans, received),
+        "critical": _critical(timeline, spans, messages),
         "bubbles": [list(bubble.by_cause().values()) for bubble in bubbles(timeline)],
         "memory": {"unit": memory.unit, "curves": [[x for point in curve for x in point] for curve in memory.curves]},
     }
@@ -148,12 +148,12 @@ def _message(span: Span) -> tuple[int, int, int, int, int]:
     return span.peer, span.lane, span.start_ns, span.duration_ns, int(span.action.kind is Kind.RECV_B)
 
 
-def _critical(timeline: Timeline, spans: Sequence[Span], received: Sequence[Span]) -> list[int]:
+def _critical(timeline: Timeline, spans: Sequence[Span], messages: Sequence[tuple[Span, Span]]) -> list[int]:
     """The critical path: numbers of compute spans, and -1 - number of messages."""
-    path = critical_path(timeline)
+    path = critical_path(timeline, messages)
     wanted = {id(span) for span in path}
     number_of = {id(span): n for n, span in enumerate(spans) if id(span) in wanted}
-    number_of |= {id(span): -1 - n for n, span in enumerate(received) if id(span) in wanted}
+    number_of |= {id(span): -1 - n for n, (_, span) in enumerate(messages) if id(span) in wanted}
     return [number_of[id(span)] for span in path if id(span) in number_of]
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass
 
 from hetsched.check.memory import memory_changes
-from hetsched.schedule.action import Action, Kind
+from hetsched.schedule.action import Kind
 from hetsched.schedule.table import ActionTable, Pattern
-from hetsched.sim.timeline import Span, Stream, Timeline
+from hetsched.sim.places import places_of
+from hetsched.sim.timeline import Stream, Timeline
 
 Curve = tuple[tuple[int, int], ...]
 
@@ -38,15 +38,12 @@ def memory_of(timeline: Timeline) -> Memory:
 
 
 def _curve(timeline: Timeline, lane: int, held: ActionTable) -> Curve:
-    # The last first, so that the next is at the end of each list.
-    spans: dict[Action, list[Span]] = defaultdict(list)
-    for span in reversed(timeline.stream(lane, Stream.COMPUTE)):
-        spans[span.action].append(span)
+    computed = timeline.stream(lane, Stream.COMPUTE)
+    span_at = dict(zip(places_of(timeline.program.lanes[lane], computed), computed, strict=True))
     points = {0: 0}
     for position, acquired, released in memory_changes(timeline.program, lane, held):
-        found = spans[timeline.program.lanes[lane][position]]
-        if found:
-            span = found.pop()
+        span = span_at.get(position)
+        if span is not None:
             for time, change in ((span.start_ns, acquired), (span.end_ns, -released)):
                 points[time] = points.get(time, 0) + change
     total = 0

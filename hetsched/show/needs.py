@@ -8,7 +8,7 @@ from typing import NamedTuple
 from hetsched.schedule.action import Action, Kind
 from hetsched.sim.timeline import Span, Stream, Timeline
 
-_Key = tuple[int, str, int, bool, int]
+_Key = tuple[int, str, int, bool, int | None]
 """Lane, module, stage, whether it is a forward, microbatch."""
 
 
@@ -40,22 +40,19 @@ def needs(timeline: Timeline, spans: Sequence[Span], messages: Iterable[tuple[Sp
         messages: its ``message_pairs``.
     """
     at = dict(_places(spans))
-    edges = {edge.name: edge for edge in timeline.program.topology.edges}
-    last = {module.name: module.num_stages - 1 for module in timeline.program.topology.modules}
-
-    def end(span: Span, *, is_producer: bool) -> int | None:
-        """The compute span at one end of a message."""
-        action, module, stage = span.action, span.action.module, span.action.stage
-        if module in edges:
-            edge = edges[module]
-            module, stage = (edge.producer, last[edge.producer]) if is_producer else (edge.consumer, edge.stage)
-        is_forward = action.kind in (Kind.SEND_F, Kind.RECV_F)
-        return at.get((span.lane, module, stage, is_forward, action.microbatches[0]))
-
+    ends = _ends_of_edges(timeline)
     brought = set()
     for sent, received in messages:
-        is_forward = sent.action.kind is Kind.SEND_F
-        maker, user = end(sent, is_producer=is_forward), end(received, is_producer=not is_forward)
+        action = sent.action
+        is_forward, m = action.kind is Kind.SEND_F, action.first
+        source = target = (action.module, action.stage)
+        if action.module in ends:
+            producer, consumer = ends[action.module]
+            source, target = (producer, consumer) if is_forward else (consumer, producer)
+        else:
+            target = (action.module, received.action.stage)
+        maker = at.get((sent.lane, *source, is_forward, m))
+        user = at.get((received.lane, *target, is_forward, m))
         if maker is not None and user is not None:
             brought.add((maker, user))
             yield Need(maker, user, received)
@@ -63,6 +60,13 @@ def needs(timeline: Timeline, spans: Sequence[Span], messages: Iterable[tuple[Sp
         maker = at.get((lane, module, stage - 1 if is_forward else stage + 1, is_forward, m))
         if maker is not None and (maker, user) not in brought:
             yield Need(maker, user, None)
+
+
+def _ends_of_edges(timeline: Timeline) -> dict[str, tuple[tuple[str, int], tuple[str, int]]]:
+    """For each boundary the (module, stage) on either side of it."""
+    topology = timeline.program.topology
+    last = {module.name: module.num_stages - 1 for module in topology.modules}
+    return {e.name: ((e.producer, last[e.producer]), (e.consumer, e.stage)) for e in topology.edges}
 
 
 def _places(spans: Sequence[Span]) -> Iterator[tuple[_Key, int]]:

@@ -25,6 +25,9 @@ from operator import attrgetter
 
 from hetsched.sim.timeline import Span, Stream, Timeline
 
+Interval = tuple[int, int]
+"""Start and end, in nanoseconds."""
+
 
 @dataclass(frozen=True, slots=True)
 class Bubble:
@@ -51,8 +54,13 @@ class Bubble:
 def bubbles(timeline: Timeline) -> tuple[Bubble, ...]:
     """The bubble of each lane."""
     lanes = range(len(timeline.program.lanes))
-    work = [_length(_busy(computed)) - _waited(computed) for computed in (_computed(timeline, lane) for lane in lanes)]
-    return tuple(_level(_of_lane(timeline, lane), imbalance=max(work) - work[lane]) for lane in lanes)
+    computed = [timeline.stream(lane, Stream.COMPUTE) for lane in lanes]
+    busy = [_union((span.start_ns, span.end_ns) for span in spans) for spans in computed]
+    waited = [sum(span.waited_ns for span in spans) for spans in computed]
+    work = [_length(busy[lane]) - waited[lane] for lane in lanes]
+    return tuple(
+        _level(_of_lane(timeline, lane, busy[lane], waited[lane]), imbalance=max(work) - work[lane]) for lane in lanes
+    )
 
 
 def total_bubble(timeline: Timeline) -> Bubble:
@@ -71,10 +79,8 @@ def share_of_lanes(timeline: Timeline, bubble: Bubble) -> float:
     return bubble.total / total if total else 0.0
 
 
-def _of_lane(timeline: Timeline, lane: int) -> Bubble:
-    """Idle time by place: before, after and between the lane's actions."""
-    computed = _computed(timeline, lane)
-    busy = _busy(computed)
+def _of_lane(timeline: Timeline, lane: int, busy: Sequence[Interval], waited: int) -> Bubble:
+    """Idle time by place: before, after and between the lane's actions, and in them."""
     if not busy:
         return Bubble(cooldown=timeline.makespan_ns)
     gaps = [(end, start) for (_, end), (start, _) in pairwise(busy) if end < start]
@@ -86,38 +92,29 @@ def _of_lane(timeline: Timeline, lane: int) -> Bubble:
         warmup=busy[0][0],
         cooldown=timeline.makespan_ns - busy[-1][1],
         dependency=between - transfer,
-        transfer=transfer + _waited(computed),
+        transfer=transfer + waited,
     )
 
 
-def _computed(timeline: Timeline, lane: int) -> tuple[Span, ...]:
-    return timeline.stream(lane, Stream.COMPUTE)
-
-
-def _waited(computed: Iterable[Span]) -> int:
-    return sum(span.waited_ns for span in computed)
-
-
-def _awaited(messages: Sequence[Span], arrivals: Sequence[int], gap: tuple[int, int]) -> int:
+def _awaited(messages: Sequence[Span], arrivals: Sequence[int], gap: Interval) -> int:
     """How long in the gap messages, sorted by arrival, were on their way that had arrived at its end."""
     start, end = gap
     in_gap = messages[bisect_right(arrivals, start) : bisect_right(arrivals, end)]
-    on_the_way = [m for m in in_gap if m.start_ns < m.end_ns]
-    return _length(_busy(m._replace(start_ns=max(start, m.start_ns)) for m in on_the_way))
+    return _length(_union((max(start, m.start_ns), m.end_ns) for m in in_gap if m.start_ns < m.end_ns))
 
 
-def _busy(spans: Iterable[Span]) -> list[tuple[int, int]]:
-    """Disjoint (start, end) that the spans cover, ascending."""
-    result: list[tuple[int, int]] = []
-    for span in sorted(spans, key=lambda s: s.start_ns):
-        if result and span.start_ns <= result[-1][1]:
-            result[-1] = (result[-1][0], max(result[-1][1], span.end_ns))
+def _union(intervals: Iterable[Interval]) -> list[Interval]:
+    """Disjoint intervals that cover the same, ascending."""
+    result: list[Interval] = []
+    for start, end in sorted(intervals):
+        if result and start <= result[-1][1]:
+            result[-1] = (result[-1][0], max(result[-1][1], end))
         else:
-            result.append((span.start_ns, span.end_ns))
+            result.append((start, end))
     return result
 
 
-def _length(intervals: Iterable[tuple[int, int]]) -> int:
+def _length(intervals: Iterable[Interval]) -> int:
     return sum(end - start for start, end in intervals)
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator
-from itertools import pairwise
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from operator import attrgetter, itemgetter
 
 from hetsched.schedule.action import Action
 from hetsched.sim.messages import message_pairs
+from hetsched.sim.places import first_places, places_of
 from hetsched.sim.timeline import Span, Stream, Timeline
 
 
-def critical_path(timeline: Timeline) -> tuple[Span, ...]:
+def critical_path(timeline: Timeline, messages: Iterable[tuple[Span, Span]] | None = None) -> tuple[Span, ...]:
     """Spans from one that nothing delayed to the last of the timeline, each delayed by the one before.
 
     An action is delayed by the one before it on its lane and by the messages received since; in a gang, on any lane
@@ -19,8 +21,12 @@ def critical_path(timeline: Timeline) -> tuple[Span, ...]:
     it on either engine, and, if none of these ended as it started, by what the receiver did before its RECV (with
     rendezvous or too few slots). Of several the one that ended last counts, so that measured
     timelines, with their small gaps, have a path too.
+
+    Args:
+        timeline: simulated or measured.
+        messages: its ``message_pairs``, where they are known.
     """
-    causes = _Causes(timeline)
+    causes = _Causes(timeline, message_pairs(timeline) if messages is None else messages)
     ends = [span for span in timeline.spans if span.stream is not Stream.SEND]
     if not ends:
         return ()
@@ -39,72 +45,93 @@ def _by_end(span: Span) -> tuple[int, int, int]:
 
 
 class _Causes:
-    """What each span of a timeline waited for.
+    """What each span of a timeline waited for; of a lane what is asked for is looked up when it first is."""
 
-    Spans are known here by identity: to hash one costs as much as all the rest.
-    """
-
-    def __init__(self, timeline: Timeline) -> None:
-        self._computed: list[list[Span | None]] = [[None] * len(actions) for actions in timeline.program.lanes]
-        self._received: dict[tuple[int, int], list[Span]] = defaultdict(list)
-        self._position: dict[int, int] = {}
-        self._began: dict[int, list[Span]] = defaultdict(list)
-        self._find_places(timeline)
-        self._sent: dict[int, Span] = {}
-        self._before: dict[int, list[Span]] = defaultdict(list)
-        self._find_messages(timeline)
+    def __init__(self, timeline: Timeline, messages: Iterable[tuple[Span, Span]]) -> None:
+        pairs = list(messages)
+        self._timeline = timeline
+        self._received = dict(zip((id(sent) for sent, _ in pairs), map(itemgetter(1), pairs), strict=True))
+        self._sent = dict(zip((id(received) for _, received in pairs), map(itemgetter(0), pairs), strict=True))
+        self._lanes: dict[int, _Lane] = {}
+        self._stages = {module.name: module for module in timeline.program.topology.modules}
 
     def of(self, span: Span) -> list[Span]:
         if span.stream is Stream.COMPUTE:
-            gang = (other for other in self._began[span.start_ns] if _are_of_a_gang(other.action, span.action))
-            return [cause for member in gang for cause in self._ready(member)]
-        causes = [*self._before[id(span)]]
-        if id(span) in self._sent:
-            causes += self._ready(self._sent[id(span)])
+            return [cause for member in self._gang(span) for cause in self._lane(member).before(member)]
+        sent = self._sent.get(id(span))
+        causes = self._messages_before(span, sent)
+        if sent is not None:
+            causes += self._lane(sent).before(sent)
         if all(cause.end_ns < span.start_ns for cause in causes):
-            causes += self._ready(span)
+            causes += self._lane(span).before(span)
         return causes
 
-    def _find_places(self, timeline: Timeline) -> None:
-        """The n-th span of a compute action on a lane is of its n-th place in the list."""
-        for lane, actions in enumerate(timeline.program.lanes):
-            # The last first, so that the next is at the end of each list.
-            places: dict[Action, list[int]] = defaultdict(list)
-            for position in range(len(actions) - 1, -1, -1):
-                places[actions[position]].append(position)
-            computed = self._computed[lane]
-            for span in timeline.stream(lane, Stream.COMPUTE):
-                position = self._position[id(span)] = places[span.action].pop()
-                computed[position] = span
-                self._began[span.start_ns].append(span)
-            for span in timeline.stream(lane, Stream.RECEIVE):
-                position = self._position[id(span)] = places[span.action][-1]
-                self._received[lane, position].append(span)
-            for span in timeline.stream(lane, Stream.SEND):
-                self._position[id(span)] = places[span.action][-1]
+    def _lane(self, span: Span) -> _Lane:
+        if span.lane not in self._lanes:
+            self._lanes[span.lane] = _Lane(self._timeline, span.lane)
+        return self._lanes[span.lane]
 
-    def _find_messages(self, timeline: Timeline) -> None:
-        arrival = {}
-        for sent, received in message_pairs(timeline):
-            arrival[id(sent)] = received
-            self._sent[id(received)] = sent
-        for lane in range(len(timeline.program.lanes)):
-            sends = timeline.stream(lane, Stream.SEND)
-            arrived = [arrival[id(span)] for span in sends if id(span) in arrival]
-            for engine in (arrived, timeline.stream(lane, Stream.RECEIVE)):
-                in_turn = [span for span in engine if span.end_ns > span.start_ns]
-                for before, after in pairwise(in_turn):
-                    self._before[id(after)].append(before)
+    def _gang(self, span: Span) -> Iterator[Span]:
+        """The spans of all lanes that do as one what this one does."""
+        for lane in self._stages[span.action.module].lanes(span.action.stage):
+            computed = self._timeline.stream(lane, Stream.COMPUTE)
+            for number in range(bisect_left(computed, span.start_ns, key=_by_start), len(computed)):
+                if computed[number].start_ns > span.start_ns:
+                    break
+                if _are_of_a_gang(computed[number].action, span.action):
+                    yield computed[number]
 
-    def _ready(self, span: Span) -> Iterator[Span]:
-        """What a lane did last before it reached a span's action: one action, and the messages received since."""
-        lane = span.lane
-        for position in range(self._position[id(span)] - 1, -1, -1):
-            yield from self._received.get((lane, position), ())
-            computed = self._computed[lane][position]
-            if computed is not None:
-                yield computed
+    def _messages_before(self, span: Span, sent: Span | None) -> list[Span]:
+        """The last message before it on the receiver's engine, and on the sender's, each at its receiver."""
+        found = _last_in_turn(span, _earlier(self._timeline.stream(span.lane, Stream.RECEIVE), span))
+        if sent is not None:
+            earlier = _earlier(self._timeline.stream(sent.lane, Stream.SEND), sent)
+            found += _last_in_turn(span, (self._received[id(b)] for b in earlier if id(b) in self._received))
+        return found
+
+
+class _Lane:
+    """What a lane did and received, by place in its list."""
+
+    def __init__(self, timeline: Timeline, lane: int) -> None:
+        computed, received = (timeline.stream(lane, stream) for stream in (Stream.COMPUTE, Stream.RECEIVE))
+        actions = timeline.program.lanes[lane]
+        self._first = first_places(actions)
+        places = places_of(actions, computed)
+        self._computed = dict(zip(map(id, computed), places, strict=True))
+        places += [self._first[span.action] for span in received]
+        order = sorted(range(len(places)), key=places.__getitem__)
+        self._places = [places[number] for number in order]
+        spans = (*computed, *received)
+        self._spans = [spans[number] for number in order]
+
+    def before(self, span: Span) -> Iterator[Span]:
+        """What it did last before it reached a span's action: one action, and the messages received since."""
+        place = self._computed[id(span)] if span.stream is Stream.COMPUTE else self._first[span.action]
+        for number in range(bisect_left(self._places, place) - 1, -1, -1):
+            yield self._spans[number]
+            if self._spans[number].stream is Stream.COMPUTE:
                 return
+
+
+_by_start = attrgetter("start_ns")
+
+
+def _earlier(engine: Sequence[Span], span: Span) -> Iterator[Span]:
+    """The spans of an engine before one of it, the last first."""
+    number = bisect_left(engine, span.start_ns, key=_by_start)
+    while engine[number] is not span:
+        number += 1
+    while number:
+        number -= 1
+        yield engine[number]
+
+
+def _last_in_turn(span: Span, earlier: Iterable[Span]) -> list[Span]:
+    """The first of the earlier messages that held its engine, where this one does; those that take no time never do."""
+    if not span.duration_ns:
+        return []
+    return list(islice((before for before in earlier if before.duration_ns), 1))
 
 
 def _are_of_a_gang(one: Action, other: Action) -> bool:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable
-from typing import TypeVar
 
 from hetsched.layout.placement import Edge, ModuleOnLanes, Topology
 from hetsched.lower.transfers import lower_transfers
@@ -17,10 +14,7 @@ from hetsched.sim.simulate import simulate
 from hetsched.sim.timeline import Span, Stream, Timeline, make_timeline
 from tests.programs import training_program
 
-Result = TypeVar("Result")
 MS = 1_000_000
-_IDLE_LOOP_S = 0.04
-"""A million additions on an idle core."""
 
 
 def colocated_step(num_lanes: int = 4, num_microbatches: int = 4, *, encoder: str = "three_phase") -> Timeline:
@@ -61,25 +55,3 @@ def later_from(timeline: Timeline, action: str, by_ns: int) -> Timeline:
         return span._replace(start_ns=start, end_ns=span.end_ns + by_ns)
 
     return changed(timeline, change)
-
-
-def idle_seconds(function: Callable[[], Result]) -> tuple[float, Result]:
-    """What a function takes on an idle core: its processor time, corrected by how slow the core is beside it.
-
-    The least of three: what others do to caches and memory only adds, and no loop of integers tells it.
-    """
-    least = math.inf
-    for _ in range(3):
-        before, began = _loop_s(), time.process_time()
-        result = function()
-        taken = time.process_time() - began
-        slowness = max(1.0, (before + _loop_s()) / 2 / _IDLE_LOOP_S)
-        least = min(least, taken / slowness)
-    return least, result
-
-
-def _loop_s() -> float:
-    began, total = time.process_time(), 0
-    for number in range(1_000_000):
-        total += number
-    return time.process_time() - began

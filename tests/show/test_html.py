@@ -14,7 +14,8 @@ from hetsched.show.html import to_html
 from hetsched.show.layer import Layer
 from hetsched.sim.critical import critical_path
 from hetsched.sim.timeline import Stream
-from tests.show.steps import MS, colocated_step, idle_seconds, later_from
+from tests.show.idle import idle_seconds
+from tests.show.steps import MS, colocated_step, later_from
 
 
 def data_of(page: str) -> dict[str, Any]:

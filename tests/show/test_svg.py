@@ -23,7 +23,8 @@ from hetsched.sim.costs import Costs
 from hetsched.sim.simulate import simulate
 from hetsched.sim.timeline import Stream, Timeline
 from tests.plan.pipelines import lowered, unlowered
-from tests.show.steps import MS, colocated_step, idle_seconds, scaled_comparison
+from tests.show.idle import idle_seconds
+from tests.show.steps import MS, colocated_step, scaled_comparison
 
 SVG = "{http://www.w3.org/2000/svg}"
 BOX = re.compile(r"M([\d.]+) (\d+)h([\d.]+)v(\d+)h-[\d.]+z")
