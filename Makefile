@@ -9,9 +9,6 @@ INSTALLED := $(VENV)/.installed
 GPU_PYTHON ?= python3
 BENCHMARKS := $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))
 
-# Tests that start processes of their own, or that measure time, run one after the other.
-APART := tests/dist tests/show tests/test_jobs.py
-
 .PHONY: demo test pictures build format clean gpu-build gpu-test bench
 
 demo: build
@@ -22,8 +19,8 @@ test: build
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/ctest --test-dir build/cmake --output-on-failure
-	$(PY) -m pytest -n 2 --dist worksteal --ignore=tests/gpu $(APART:%=--ignore=%)
-	$(PY) -m pytest $(APART)
+	$(PY) -m pytest --ignore=tests/gpu -m "not alone" -n 2 --dist worksteal
+	$(PY) -m pytest --ignore=tests/gpu -m alone
 
 # The pictures of docs/: from plans and schedules alone, and of a step that is trained and measured here.
 pictures: build

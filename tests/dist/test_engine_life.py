@@ -23,6 +23,8 @@ from tests.dist.pool import Pool
 from tests.dist.ragged import RaggedSource
 from tests.dist.test_own_stages import HIDDEN, Encoder
 
+pytestmark = pytest.mark.alone
+
 COLOCATED = dict(vision="first_rank = 0\nlayout.dp = 2", llm="first_rank = 0\nlayout.pp = 2", world_size=2)
 ALONE = dict(vision="first_rank = 0", llm="first_rank = 0", world_size=1)
 REPLICAS = dict(vision="first_rank = 0\nlayout.dp = 2", llm="first_rank = 0\nlayout.dp = 2", world_size=2)

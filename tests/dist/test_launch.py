@@ -23,7 +23,7 @@ from hetsched.train import launch as launcher
 from hetsched.train.launch import launch
 from tests.dist.pool import Pool
 
-pytestmark = pytest.mark.usefixtures("ranks")
+pytestmark = [pytest.mark.alone, pytest.mark.usefixtures("ranks")]
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,8 @@ from hetsched.runtime.measure.recorder import Recorder
 from hetsched.schedule.action import parse_action
 from tests.dist.test_lent_rows import CPU, ME, Lender, Same, Work
 
+pytestmark = pytest.mark.alone
+
 SLEEP_S = 0.4
 ACTIONS = [parse_action(f"llm:{text}") for text in ("1RECV_F0", "1F0", "1SEND_F0")]
 

@@ -11,6 +11,8 @@ from tests.dist.pool import Pool
 from tests.dist.slow_links import context_bytes, overlap_of_a_step, ring_forward
 from tests.dist.test_parity import layout
 
+pytestmark = pytest.mark.alone
+
 MS = 1_000_000
 DELAY_MS = 100
 FORWARD = "llm stages 0 and 1, forward"

@@ -13,6 +13,8 @@ from hetsched.errors import JobError
 from hetsched.runtime.watchdog import Watchdog, end_process
 from hetsched.train.launch import launch
 
+pytestmark = pytest.mark.alone
+
 LIMIT_S = 0.2
 
 

@@ -20,7 +20,7 @@ from tests.plan.pipelines import lowered, unlowered
 from tests.show.browser import Browser, missing
 from tests.show.steps import MS, colocated_step, later_from, scaled_comparison
 
-pytestmark = pytest.mark.skipif(missing() is not None, reason=missing() or "")
+pytestmark = [pytest.mark.alone, pytest.mark.skipif(missing() is not None, reason=missing() or "")]
 # The place of a span in the window, and the colors of a square of the lanes' canvas.
 BOX = """
   const box = document.getElementById("lanes").getBoundingClientRect();

@@ -8,6 +8,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from hetsched.cli import main
 from hetsched.show.compare import compare
 from hetsched.show.html import to_html
@@ -89,6 +91,7 @@ def test_a_comparison_is_on_the_page() -> None:
     assert ["llm F", 16, 10 * MS, 11.875 * MS, "+18.8%", 1.875 * MS] in data["comparison"]["errors"]
 
 
+@pytest.mark.alone
 def test_64_lanes_of_256_microbatches_are_written_within_2_s(tmp_path: Path) -> None:
     timeline = colocated_step(64, 256, encoder="stage0")
     path = tmp_path / "step.html"

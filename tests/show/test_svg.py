@@ -211,6 +211,7 @@ def test_encoders_are_hatched_and_the_language_model_is_not() -> None:
         assert (look.hatch is not Hatch.NONE) == look.name.startswith("vision")
 
 
+@pytest.mark.alone
 def test_64_lanes_of_256_microbatches_are_written_within_2_s(tmp_path: Path) -> None:
     timeline = colocated_step(64, 256, encoder="stage0")
     path = tmp_path / "step.svg"
