@@ -64,7 +64,7 @@ void Sites::add_links() {
     const ModuleSpec& spec = program_.modules[module];
     for (std::size_t stage = 0; stage + 1 < spec.stages.size(); ++stage) {
       const std::int32_t up = stage_site(static_cast<std::int32_t>(module), static_cast<std::int32_t>(stage));
-      const bool is_local = spec.stages[stage] == spec.stages[stage + 1] && spec.stages[stage].size() == 1;
+      const bool is_local = spec.stages[stage] == spec.stages[stage + 1];
       add_link({static_cast<std::int32_t>(module), up, up + 1, up, up + 1, spec.has_backward, is_local, {}, {}, 0});
     }
   }

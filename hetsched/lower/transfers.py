@@ -1,9 +1,9 @@
 """Lowering: add the transfers that a program's order implies.
 
-A result is sent right after the action that makes it, and received right before the action that
-needs it. A pipeline edge between stages of one lane is handed over without a transfer. A boundary always has its
-transfers, since rows may have to cross ranks of one lane; only lanes that run the producer for a
-microbatch send it, and a microbatch that nobody produces for has none.
+A result is sent right after the action that makes it, and received right before the action that needs it. A pipeline
+edge between stages on the same lanes is handed over on each of them, without a transfer. A boundary always has its
+transfers, since rows may have to cross ranks of one lane; only lanes that run the producer for a microbatch send it,
+and a microbatch that nobody produces for has none.
 """
 
 from __future__ import annotations
@@ -140,5 +140,5 @@ def _has_after(module: ModuleOnLanes, stage: int) -> bool:
 
 
 def _handed_over(module: ModuleOnLanes, stage: int) -> bool:
-    """Whether ``stage`` and the next lie on the same single lane."""
-    return module.stages[stage] == module.stages[stage + 1] and len(module.stages[stage]) == 1
+    """Whether ``stage`` and the next lie on the same lanes: each replica then has both on its own ranks."""
+    return module.stages[stage] == module.stages[stage + 1]

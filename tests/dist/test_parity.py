@@ -95,6 +95,10 @@ CASES = {
         "many",
     ),
     "partly overlapping": (dict(vision=layout(dp=4), llm=layout(2, dp=2, pp=2), world_size=6), "many"),
+    "partly overlapping, replicas of a V on different lanes": (
+        dict(vision=layout(1, dp=2), llm=layout(dp=2, pp=2, vpp=2), world_size=4, schedule='pipeline = "zb-v"'),
+        "many",
+    ),
 }
 WITHOUT_GRADIENT = {"colocated, text only": "vision."}
 """Cases in which the named parameters have a gradient of zero: no item reaches the encoder."""

@@ -267,3 +267,13 @@ def test_a_transfer_in_another_place_fails_that_check(moved: Kind) -> None:
     lane.insert(0 if moved in (Kind.RECV_F, Kind.RECV_B) else len(lane), lane.pop(place))
     with pytest.raises(AssertionError):
         check_lowered(program, replace(lowered, lanes=(tuple(lane), lowered.lanes[1])))
+
+
+def test_each_replica_of_a_v_hands_over_on_its_own_lane() -> None:
+    down_and_up = ModuleOnLanes("llm", tuple(((lane,), (lane + 1,)) for lane in (0, 2, 2, 0)))
+    ends, middle = "0F0 3F0 3B0 0B0", "1F0 2F0 2B0 1B0"
+    lowered = lower_transfers(literal([down_and_up], 1, ends, ends, middle, middle))
+    validate(lowered)
+    sent = "0F0 0SEND_F0 3RECV_F0 3F0 3B0 3SEND_B0 0RECV_B0 0B0"
+    handed_over = "1RECV_F0 1F0 2F0 2SEND_F0 2RECV_B0 2B0 1B0 1SEND_B0"
+    assert texts(lowered) == [sent, sent, handed_over, handed_over]
