@@ -22,9 +22,9 @@ from hetsched.layout.packing import share_within
 from hetsched.layout.shares import Cost, Share, items_of, share_items, share_samples
 from hetsched.plan import BoundaryPlan, Plan
 from hetsched.schedule.encoder import Placement, encoder_lanes, light_ends
+from hetsched.schedule.encoder.credits import Signals, signals_of
 from hetsched.schedule.program import Program
-from hetsched.sim.credits import Signals
-from hetsched.stepprogram import depends_on_batch, place_signals, place_step, typical_placement
+from hetsched.stepprogram import depends_on_batch, place_step, typical_placement
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,9 @@ def plan_step(plan: Plan, samples: Sequence[Sample], *, is_training: bool = True
         items = {encoder: [every[m] for m in order] for encoder, every in items.items()}
         loads = estimate_loads(plan, of_samples, items)
         placement = place_step(plan, loads, is_training=is_training)
-        signals = place_signals(plan, placement, loads) if is_training else Signals()
     else:
-        placement, signals = typical_placement(plan, is_training=is_training), Signals()
+        placement = typical_placement(plan, is_training=is_training)
+    signals = signals_of(placement.program, placement.credits) if is_training else Signals()
     by_module = {plan.sink: of_samples}
     for boundary in plan.boundaries:
         encoder = boundary.producer

@@ -14,10 +14,8 @@ from hetsched.plan import Plan
 from hetsched.schedule.encoder import EncoderLoads, Placement, place_encoders
 from hetsched.schedule.program import Program
 from hetsched.schedule.registry import forwards_only, sink_lanes
-from hetsched.schedule.table import ActionTable, Pattern
+from hetsched.schedule.table import ActionTable
 from hetsched.sim.costs import Costs
-from hetsched.sim.credits import Signals, signals_of, state_credits
-from hetsched.sim.simulate import simulate
 
 
 def depends_on_batch(plan: Plan) -> bool:
@@ -49,35 +47,6 @@ def place_step(plan: Plan, loads: EncoderLoads | None, *, is_training: bool = Tr
         program = lower_gradient_reduction(program, trained=trained)
     validate(program)
     return replace(placement, program=program)
-
-
-def place_signals(plan: Plan, placement: Placement, loads: EncoderLoads) -> Signals:
-    """What keeps the encoders within the plan's limit of microbatches in flight, whatever the timing of the ranks.
-
-    Args:
-        plan: the job's plan.
-        placement: of ``place_step`` for these loads.
-        loads: of the batch.
-    """
-    limit = plan.schedule.in_flight
-    if limit is None:
-        return Signals()
-    of_sink = {
-        Pattern(part.kind, part.module, part.stage, m, lane): loads.duration_ns(part, lane)
-        for lane, actions in enumerate(placement.program.lanes)
-        for action in actions
-        for part in action.flat()
-        if part.module == plan.sink and part.kind.is_compute
-        for m in part.microbatches
-    }
-    timeline = simulate(placement.program, Costs(ActionTable({**of_sink, **placement.durations_ns})))
-    credits = (
-        credit
-        for encoder, recomputed in placement.recomputed.items()
-        if plan.has_backward(encoder)
-        for credit in state_credits(timeline, encoder, in_flight=limit, recomputed=recomputed)
-    )
-    return signals_of(placement.program, credits)
 
 
 @cache

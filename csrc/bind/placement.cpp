@@ -27,8 +27,11 @@ struct Bare {
 };
 
 std::unique_ptr<Bare> read_bare(const py::tuple& lanes, std::int32_t num_microbatches, const py::list& modules,
-                                const py::list& edges, const py::tuple& kinds, const py::dict& names) {
-  return std::make_unique<Bare>(Bare{read_program(lanes, num_microbatches, modules, edges, kinds, names)});
+                                const py::list& edges, const py::tuple& kinds, const py::dict& names,
+                                std::vector<std::pair<std::int32_t, std::int32_t>> waits) {
+  auto bare = std::make_unique<Bare>(Bare{read_program(lanes, num_microbatches, modules, edges, kinds, names)});
+  bare->program.waits = std::move(waits);
+  return bare;
 }
 
 py::tuple place(const Bare& bare, const Times& durations, const EncoderWork& work, std::int32_t budget) {
@@ -60,11 +63,16 @@ void bind_placement(py::module_& module) {
            py::arg("has_backward"), py::arg("state"));
   py::class_<Bare>(module, "BareProgram")
       .def(py::init(&read_bare), py::arg("lanes"), py::arg("num_microbatches"), py::arg("modules"), py::arg("edges"),
-           py::arg("kinds"), py::arg("names"))
+           py::arg("kinds"), py::arg("names"), py::arg("waits"))
       .def("place_encoder", &place, py::arg("durations"), py::arg("work"), py::arg("budget"))
       .def("order",
            [](const Bare& bare, std::int32_t edge) { return find_precedence(bare.program, edge).order; },
            py::arg("edge"))
+      .def("earliest_starts",
+           [](const Bare& bare, const Times& durations, std::int32_t edge) {
+             return earliest_starts(find_precedence(bare.program, edge), to_vector(durations));
+           },
+           py::arg("durations"), py::arg("edge"))
       .def(
           "limit_in_flight",
           [](const Bare& bare, const Times& durations, std::int32_t edge, std::int32_t in_flight,

@@ -1,5 +1,6 @@
 #include "core/precedence.h"
 
+#include <algorithm>
 #include <stdexcept>
 
 namespace hetsched {
@@ -82,6 +83,9 @@ void find_needs(const Program& program, Precedence& found) {
         });
       }
     }
+    for (const auto& [first, then] : program.waits) {
+      if (found.lane_of[first] != found.lane_of[then]) visit(first, then);
+    }
   };
   each_arrow([&](std::int32_t maker, std::int32_t action) {
     ++found.next_begin[maker + 1];
@@ -152,6 +156,20 @@ Precedence find_precedence(const Program& program, std::int32_t edge) {
   find_gates(program, program.edges[edge], found);
   find_order(found);
   return found;
+}
+
+std::vector<Time> earliest_starts(const Precedence& precedence, const std::vector<Time>& durations) {
+  if (durations.size() != precedence.lane_of.size()) throw std::invalid_argument("not one duration for each action");
+  std::vector<Time> starts(durations.size(), 0);
+  for (const std::int32_t action : precedence.order) {
+    const Time end = starts[action] + durations[action];
+    const auto delay = [&](std::int32_t later) { starts[later] = std::max(starts[later], end); };
+    if (action + 1 < precedence.lane_begin[precedence.lane_of[action] + 1]) delay(action + 1);
+    for (std::int32_t n = precedence.next_begin[action]; n < precedence.next_begin[action + 1]; ++n) {
+      delay(precedence.next[n]);
+    }
+  }
+  return starts;
 }
 
 }  // namespace hetsched

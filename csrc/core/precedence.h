@@ -27,4 +27,7 @@ struct Precedence {
 // Throws std::invalid_argument if the program waits for itself.
 Precedence find_precedence(const Program& program, std::int32_t edge);
 
+// When each action starts if none waits longer than it must. Throws std::invalid_argument if sizes do not fit.
+std::vector<Time> earliest_starts(const Precedence& precedence, const std::vector<Time>& durations);
+
 }  // namespace hetsched

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <utility>
 #include <vector>
 
 namespace hetsched {
@@ -55,6 +56,7 @@ struct Program {
   std::vector<Part> parts;
   std::vector<std::int32_t> part_begin;  // [num_actions + 1], into parts
   std::vector<std::int32_t> lane_begin;  // [num_lanes + 1], into actions
+  std::vector<std::pair<std::int32_t, std::int32_t>> waits{};  // (action, one that waits for its end), beyond results
 
   std::int32_t num_actions() const { return static_cast<std::int32_t>(part_begin.size()) - 1; }
   std::int32_t num_names() const { return static_cast<std::int32_t>(modules.size() + edges.size()); }

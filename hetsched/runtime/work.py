@@ -25,7 +25,7 @@ from hetsched.runtime.parcel import Parcel
 from hetsched.runtime.stage import BoundaryRows, StageMeta
 from hetsched.runtime.step_rooms import StepRooms
 from hetsched.schedule.action import Action, Kind
-from hetsched.sim.credits import ShareKey
+from hetsched.schedule.encoder.credits import ShareKey
 from hetsched.stepplan import StepPlan
 
 T = TypeVar("T")

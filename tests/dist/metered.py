@@ -13,7 +13,7 @@ from hetsched.batch import Batch
 from hetsched.models.multimodal import builders
 from hetsched.plan import Plan
 from hetsched.runtime.engine import Engine
-from hetsched.sim.credits import Signals
+from hetsched.schedule.encoder.credits import Signals
 from hetsched.sim.encoder import encoder_in_flight
 from tests.dist.ragged import RaggedSource
 
@@ -68,7 +68,7 @@ def most_in_flight(plan: Plan, late_rank: int, with_signals: bool) -> int:
         return module
 
     found = []
-    signals = patch("hetsched.stepplan.place_signals", lambda *_: Signals())
+    signals = patch("hetsched.stepplan.signals_of", lambda *_: Signals())
     if not with_signals:
         signals.start()
     try:

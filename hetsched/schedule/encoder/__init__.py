@@ -12,6 +12,7 @@ from hetsched.errors import ScheduleError
 from hetsched.layout.placement import Edge, Topology
 from hetsched.schedule.action import Action, Kind
 from hetsched.schedule.encoder.bare import bare_program
+from hetsched.schedule.encoder.credits import Credit
 from hetsched.schedule.encoder.even import even_shares
 from hetsched.schedule.encoder.fill import Timed, fill, light_ends
 from hetsched.schedule.encoder.lanes import Lanes, encoder_lanes
@@ -113,16 +114,19 @@ def _fill(
     shares: dict[tuple[str, int], tuple[PlacedShare, ...]] = {}
     durations: dict[Pattern, int] = {}
     recomputed: dict[str, frozenset[int]] = {}
+    credits: tuple[Credit, ...] = ()
     num_evaluations = 0
     for edge in topology.edges:
-        found = fill(topology, edge, lanes, loads, options)
+        found = fill(topology, edge, lanes, loads, options, credits=credits)
+        credits += found.credits
         lanes = found.lanes
         shares |= {(edge.producer, m): of_lanes for m, of_lanes in found.shares.items()}
         durations |= found.durations_ns
         recomputed[edge.producer] = found.recomputed
         num_evaluations += found.num_evaluations
     bare = [[action for action, _ in lane] for lane in lanes]
-    return Placement(_program(topology, num_microbatches, bare), shares, durations, recomputed, num_evaluations)
+    program = _program(topology, num_microbatches, bare)
+    return Placement(program, shares, durations, recomputed, credits, num_evaluations)
 
 
 def _program(topology: Topology, num_microbatches: int, lanes: Sequence[Sequence[Action]]) -> Program:

@@ -11,13 +11,28 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from hetsched.schedule.action import Kind
+from hetsched.schedule.action import Action, Kind
 from hetsched.schedule.program import Program
-from hetsched.sim.encoder import held_state
-from hetsched.sim.timeline import Timeline
 
 ShareKey = tuple[str, int, int]
 """Encoder, microbatch and lane: a lane's share of a microbatch."""
+
+
+@dataclass(slots=True)
+class HeldState:
+    """A microbatch's encoder state: from when to when it is held, and on which lanes.
+
+    It counts from the start of the first forward to the end of the last backward, or of the last forward where there
+    is no backward.
+    """
+
+    start_ns: int
+    end_ns: int
+    lanes: set[int]
+
+
+Ran = tuple[int, Action, int, int]
+"""A lane, an action, and when it started and ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,25 +65,42 @@ class Signals:
     awaited: Mapping[ShareKey, Mapping[int, int]] = field(default_factory=dict)
 
 
-def state_credits(timeline: Timeline, module: str, *, in_flight: int, recomputed: Collection[int] = ()) -> list[Credit]:
-    """The credits with which no timing of the timeline's program holds more than ``in_flight`` microbatches.
-
-    The first ``in_flight`` microbatches open freely, every other takes the place of the earliest that has closed. In
-    the timeline itself nothing waits for one, so they add no circle to the order of the actions.
+def held_state(ran: Iterable[Ran], module: str, *, recomputed: Collection[int] = ()) -> dict[int, HeldState]:
+    """The state that an encoder holds, by microbatch.
 
     Args:
-        timeline: simulated, and within the limit.
+        ran: what the lanes did, of all modules.
+        module: the encoder.
+        recomputed: microbatches that keep only their output, and hold none.
+    """
+    held: dict[int, HeldState] = {}
+    for lane, action, start_ns, end_ns in ran:
+        if action.module != module or action.kind not in (Kind.F, Kind.B):
+            continue
+        for m in set(action.microbatches).difference(recomputed):
+            of = held.setdefault(m, HeldState(start_ns, end_ns, set()))
+            of.start_ns, of.end_ns = min(of.start_ns, start_ns), max(of.end_ns, end_ns)
+            of.lanes.add(lane)
+    return held
+
+
+def state_credits(held: Mapping[int, HeldState], module: str, *, in_flight: int) -> list[Credit]:
+    """The credits with which no timing of the lanes holds more than ``in_flight`` microbatches.
+
+    The first ``in_flight`` microbatches open freely, every other takes the place of the earliest that has closed. In
+    the times given nothing waits for one, so they add no circle to the order of the actions.
+
+    Args:
+        held: of ``held_state``, within the limit.
         module: the encoder; it has a backward.
         in_flight: most microbatches whose state is held at once, over all lanes.
-        recomputed: microbatches that hold none.
     """
-    held = held_state(timeline, module, recomputed=recomputed)
     closing: list[tuple[int, int]] = []
     credits = []
     for place, m in enumerate(sorted(held, key=lambda m: (held[m].start_ns, m))):
         if place >= in_flight:
             end_ns, closed = heapq.heappop(closing)
-            assert end_ns <= held[m].start_ns, "the timeline is beyond the limit"
+            assert end_ns <= held[m].start_ns, "the placement is beyond the limit"
             credits.append(Credit(module, closed, tuple(sorted(held[closed].lanes)), m, tuple(sorted(held[m].lanes))))
         heapq.heappush(closing, (held[m].end_ns, m))
     return credits

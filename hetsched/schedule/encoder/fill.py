@@ -10,7 +10,7 @@ Source: Optimus (arXiv 2408.03505), whose bubbles are filled one lane at a time,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
 import numpy as np
@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from hetsched import _core
 from hetsched.errors import ScheduleError
-from hetsched.layout.placement import Edge, Topology
+from hetsched.layout.placement import Edge, ModuleOnLanes, Topology
 from hetsched.schedule.action import Action, Kind, act
 from hetsched.schedule.encoder.bare import bare_program
+from hetsched.schedule.encoder.credits import Credit, held_state, state_credits
 from hetsched.schedule.encoder.lanes import require_single_lanes
 from hetsched.schedule.encoder.loads import (
     EncoderLoads,
@@ -45,11 +46,41 @@ class Filled:
     durations_ns: dict[Pattern, int]
     recomputed: frozenset[int]
     makespan_ns: int
+    credits: tuple[Credit, ...]
     num_evaluations: int
 
 
+@dataclass(frozen=True)
+class _Task:
+    """What is to be placed; see ``fill``."""
+
+    topology: Topology
+    edge: Edge
+    loads: EncoderLoads
+    options: PlacementOptions
+    credits: tuple[Credit, ...]
+
+    @property
+    def encoder(self) -> ModuleOnLanes:
+        return self.topology.module(self.edge.producer)
+
+    @property
+    def items(self) -> Sequence[Sequence[ItemCost]]:
+        return self.loads.items[self.edge.producer]
+
+    @property
+    def edge_number(self) -> int:
+        return self.topology.edges.index(self.edge)
+
+
 def fill(
-    topology: Topology, edge: Edge, lanes: Sequence[Timed], loads: EncoderLoads, options: PlacementOptions
+    topology: Topology,
+    edge: Edge,
+    lanes: Sequence[Timed],
+    loads: EncoderLoads,
+    options: PlacementOptions,
+    *,
+    credits: tuple[Credit, ...] = (),
 ) -> Filled:
     """The lanes with the encoder's actions in their bubbles.
 
@@ -58,27 +89,29 @@ def fill(
         edge: from the encoder.
         lanes: for each lane the actions of the LLM, and of encoders placed before, with their durations.
         loads, options: see their types.
+        credits: of encoders placed before, whose actions wait for them.
 
     Raises:
         ScheduleError: the encoder has several stages, or a replica of several lanes.
     """
-    encoder = topology.module(edge.producer)
+    task = _Task(topology, edge, loads, options, credits)
+    encoder = task.encoder
     require_single_lanes(encoder, policy="fill")
     if options.in_flight is not None and options.in_flight < 1:
         raise ScheduleError(f"in_flight={options.in_flight}: an encoder's forward needs state of one microbatch")
     variants = [list(map(list, lanes))]
     if options.in_flight is not None and encoder.has_backward:
-        variants = _variants(topology, edge, lanes, loads, options)
+        variants = _variants(task, lanes, options.in_flight)
     budget = options.budget or default_budget(sum(map(len, lanes)))
     best: Filled | None = None
     num_evaluations = 0
     for variant in variants:
-        found = _search(topology, edge, variant, loads, (options, max(1, budget // len(variants))))
+        found = _search(task, variant, max(1, budget // len(variants)))
         num_evaluations += found.num_evaluations
         if best is None or found.makespan_ns < best.makespan_ns:
             best = found
     assert best is not None
-    return Filled(best.lanes, best.shares, best.durations_ns, best.recomputed, best.makespan_ns, num_evaluations)
+    return replace(best, credits=tuple(_credits(task, best)), num_evaluations=num_evaluations)
 
 
 def light_ends(costs: Sequence[int], *, depth: int) -> tuple[int, ...]:
@@ -98,25 +131,22 @@ def light_ends(costs: Sequence[int], *, depth: int) -> tuple[int, ...]:
     return tuple(first + middle + last[::-1])
 
 
-def _variants(
-    topology: Topology, edge: Edge, lanes: Sequence[Timed], loads: EncoderLoads, options: PlacementOptions
-) -> list[list[Timed]]:
+def _variants(task: _Task, lanes: Sequence[Timed], limit: int) -> list[list[Timed]]:
     """The LLM's orders that are worth a try: its own, and those with fewer microbatches in its pipeline."""
-    assert options.in_flight is not None
-    limit, items = options.in_flight, loads.items[edge.producer]
-    depth = _depth(edge, lanes[topology.module(edge.consumer).lanes(edge.stage)[0]])
-    variants = [list(map(list, lanes))] if limit >= depth or options.recompute else []
+    edge, items = task.edge, task.items
+    depth = _depth(edge, lanes[task.topology.module(edge.consumer).lanes(edge.stage)[0]])
+    variants = [list(map(list, lanes))] if limit >= depth or task.options.recompute else []
     if limit >= 2 * depth:
         return variants
-    single = [_without_pairs(lane, number, loads) for number, lane in enumerate(lanes)]
+    single = [_without_pairs(lane, number, task.loads) for number, lane in enumerate(lanes)]
     every = [pair for lane in single for pair in lane]
     ends = list(accumulate(map(len, single), initial=0))
-    bare, durations = _bare(topology, single, len(items))
+    bare, durations = _bare(task, single)
     # Between a microbatch's gradient and the next one's rows comes, at least, one's backward and the other's forward.
     latency = sum(item.forward_ns + item.backward_ns for of_microbatch in items for item in of_microbatch) // len(items)
     limits = {min(limit, depth), min(limit, depth - 1), 7 * limit // 8, 3 * limit // 4}
     for most in sorted((n for n in limits if n >= 1), reverse=True):
-        order = bare.limit_in_flight(durations, topology.edges.index(edge), most, latency)
+        order = bare.limit_in_flight(durations, task.edge_number, most, latency)
         variants.append([[every[i] for i in order[a:b]] for a, b in pairwise(ends)])
     return variants
 
@@ -141,30 +171,25 @@ def _without_pairs(lane: Timed, number: int, loads: EncoderLoads) -> Timed:
     return result
 
 
-def _bare(
-    topology: Topology, lanes: Sequence[Timed], num_microbatches: int
-) -> tuple[_core.BareProgram, NDArray[np.int64]]:
+def _bare(task: _Task, lanes: Sequence[Timed]) -> tuple[_core.BareProgram, NDArray[np.int64]]:
     actions = ([action for action, _ in lane] for lane in lanes)
-    bare = bare_program(topology, actions, num_microbatches=num_microbatches)
+    bare = bare_program(task.topology, actions, num_microbatches=len(task.items), credits=task.credits)
     durations = np.fromiter((duration for lane in lanes for _, duration in lane), np.int64)
     return bare, durations
 
 
-def _search(
-    topology: Topology, edge: Edge, lanes: list[Timed], loads: EncoderLoads, how: tuple[PlacementOptions, int]
-) -> Filled:
-    options, budget = how
-    encoder, items = topology.module(edge.producer), loads.items[edge.producer]
+def _search(task: _Task, lanes: list[Timed], budget: int) -> Filled:
+    encoder, items, options = task.encoder, task.items, task.options
     units = [list(of_microbatch) if options.split_items else _whole(of_microbatch) for of_microbatch in items]
     work = _core.EncoderWork(
-        edge=topology.edges.index(edge),
+        edge=task.edge_number,
         lanes=list(encoder.lanes(0)),
         item_begin=list(accumulate(map(len, units), initial=0)),
         costs=([u.forward_ns for of in units for u in of], [u.backward_ns for of in units for u in of]),
         has_backward=encoder.has_backward,
         state=(options.in_flight or 0, options.recompute and options.in_flight is not None),
     )
-    bare, durations = _bare(topology, lanes, len(items))
+    bare, durations = _bare(task, lanes)
     placed, again, makespan, _, num_evaluations = bare.place_encoder(durations, work, budget)
     recomputed = frozenset(again)
     found: dict[int, list[PlacedShare]] = {}
@@ -173,8 +198,21 @@ def _search(
             share = PlacedShare(lane, first, count) if options.split_items else PlacedShare(lane, 0, len(items[m]))
             found.setdefault(m, []).append(share)
     shares = {m: tuple(sorted(of_lanes)) for m, of_lanes in found.items()}
-    costs = share_durations(encoder.name, shares, loads, recomputed)
-    return Filled(_inserted(lanes, placed, encoder.name, costs), shares, costs, recomputed, makespan, num_evaluations)
+    costs = share_durations(encoder.name, shares, task.loads, recomputed)
+    filled = _inserted(lanes, placed, encoder.name, costs)
+    return Filled(filled, shares, costs, recomputed, makespan, (), num_evaluations)
+
+
+def _credits(task: _Task, found: Filled) -> list[Credit]:
+    """What keeps the encoder within its limit whatever the timing, from the times of the placement."""
+    in_flight, encoder = task.options.in_flight, task.encoder
+    if in_flight is None or not encoder.has_backward:
+        return []
+    bare, durations = _bare(task, found.lanes)
+    timed = ((lane, action, duration) for lane, actions in enumerate(found.lanes) for action, duration in actions)
+    starts = bare.earliest_starts(durations, task.edge_number)
+    ran = ((lane, action, at, at + duration) for (lane, action, duration), at in zip(timed, starts, strict=True))
+    return state_credits(held_state(ran, encoder.name, recomputed=found.recomputed), encoder.name, in_flight=in_flight)
 
 
 def _whole(items: Sequence[ItemCost]) -> list[ItemCost]:

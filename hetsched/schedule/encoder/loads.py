@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from hetsched.schedule.action import Action, Kind
+from hetsched.schedule.encoder.credits import Credit
 from hetsched.schedule.program import Program
 from hetsched.schedule.table import Pattern
 
@@ -68,6 +69,7 @@ class Placement:
         shares: ``(encoder, microbatch)`` -> its shares, by lane.
         durations_ns: what the encoder's actions cost, by the given loads.
         recomputed: for each encoder the microbatches that keep only their output.
+        credits: of all encoders, where state that may be in flight is short.
         num_evaluations: candidate programs that were timed.
     """
 
@@ -75,6 +77,7 @@ class Placement:
     shares: Mapping[tuple[str, int], tuple[PlacedShare, ...]] = field(default_factory=dict)
     durations_ns: Mapping[Pattern, int] = field(default_factory=dict)
     recomputed: Mapping[str, frozenset[int]] = field(default_factory=dict)
+    credits: tuple[Credit, ...] = ()
     num_evaluations: int = 0
 
 
