@@ -37,7 +37,7 @@ class ModuleOnLanes:
         name: the module.
         stages: for each stage the *gangs* that run it. A gang is a tuple of lanes that run an action at
             once; nearly always one lane. A stage with several gangs has several replicas on different
-            lanes, each with its share of a microbatch.
+            lanes, each with its share of a microbatch. Between stages of as many gangs the i-th feeds the i-th.
         has_backward: False for a module that is frozen and behind which nothing trains: forwards only.
         takes_items: the module's work is items, and any replica may take any of them, so that
             a microbatch may be absent from a gang. Otherwise every gang runs every microbatch.
@@ -95,12 +95,19 @@ def find_lanes(grids: Mapping[str, Grid]) -> tuple[tuple[int, ...], ...]:
 
 
 def find_gangs(grid: Grid, *, pp: int, lane_of: Mapping[int, int]) -> tuple[tuple[int, ...], ...]:
-    """The gangs of one pipeline rank: lanes that share a replica's tp x cp ranks belong together."""
+    """The gangs of one pipeline rank: lanes that share a replica's tp x cp ranks belong together.
+
+    They are in the order of their first replicas, so that the i-th gang of one stage feeds the i-th of the next.
+    """
     gangs: list[set[int]] = []
     for dp in range(grid.layout.dp):
         gang = {lane_of[rank] for rank in grid.replica(dp, pp)}
-        for other in [g for g in gangs if g & gang]:
+        shared = [g for g in gangs if g & gang]
+        for other in shared[1:]:
             gangs.remove(other)
             gang |= other
-        gangs.append(gang)
-    return tuple(sorted(tuple(sorted(gang)) for gang in gangs))
+        if shared:
+            shared[0] |= gang
+        else:
+            gangs.append(gang)
+    return tuple(tuple(sorted(gang)) for gang in gangs)

@@ -90,6 +90,10 @@ CASES = {
         dict(vision=layout(1), llm=layout(pp=2), world_size=2, schedule=STAGE0),
         "many",
     ),
+    "encoder pp 2 on the ranks of LLM pp 2, stage0": (
+        dict(vision=layout(pp=2), llm=layout(pp=2), world_size=2, schedule=STAGE0),
+        "many",
+    ),
     "encoder pp 2 half on the LLM, stage0": (
         dict(vision=layout(pp=2), llm=layout(1, pp=2), world_size=3, schedule=STAGE0),
         "many",

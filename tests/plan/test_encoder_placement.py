@@ -103,6 +103,16 @@ PLACED = {
         "stage0",
         ["v0F0 v0F1 v0B0 v0B1", "v1F0 0F0 v1F1 0F1 0B0 v1B0 0B1 v1B1", "1F0 1B0 1F1 1B1"],
     ),
+    "stage0, two stages of which the last is around another stage's work": (
+        (pipeline([0], [1], name="vision"), PIPELINE_2),
+        "stage0",
+        ["v0F0 v0F1 0F0 0F1 0B0 0B1 v0B0 v0B1", "v1F0 v1F1 1F0 1B0 1F1 1B1 v1B0 v1B1"],
+    ),
+    "stage0, two stages: a replica that ends on another lane gets no work": (
+        (ModuleOnLanes("vision", (((0,), (1,)), ((2,), (3,))), takes_items=True), pipeline([2])),
+        "stage0",
+        ["v0F0 v0B0 v0F1 v0B1", "", "v1F0 0F0 0B0 v1B0 v1F1 0F1 0B1 v1B1", ""],
+    ),
     "stage0, frozen": (
         (replicated(0, has_backward=False), PIPELINE_2),
         "stage0",

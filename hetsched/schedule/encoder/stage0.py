@@ -1,16 +1,17 @@
 """``stage0``: the encoder is a part of the LLM stage it feeds: forward just before that stage's, backward just after.
 
 Replicas on other lanes get no work, if some are on that stage's (``encoder_lanes`` says where work may go); otherwise
-they follow its order, or, on lanes of other stages, are placed around these stages' work.
+they follow its order, or, on lanes of other stages, are placed around these stages' work. An encoder's stage that is,
+waits for all forwards of the encoder's stages before it, so these are placed so as well.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from hetsched.layout.placement import Edge, ModuleOnLanes, Topology
 from hetsched.schedule.action import Action, Kind, act
-from hetsched.schedule.encoder.lanes import Lanes, encoder_lanes, stages_on_lanes
+from hetsched.schedule.encoder.lanes import Lanes, encoder_lanes
 
 
 def stage0(topology: Topology, edge: Edge, lanes: Lanes, num_microbatches: int) -> None:
@@ -20,17 +21,29 @@ def stage0(topology: Topology, edge: Edge, lanes: Lanes, num_microbatches: int) 
     on_lane = (part for action in lanes[consumer_lanes[0]] for part in action.flat())
     order = [part for part in on_lane if part.module == edge.consumer and part.stage == edge.stage]
     allowed = encoder_lanes(topology, edge, policy="stage0")
-    for stage, lane in stages_on_lanes(encoder):
-        if lane in consumer_lanes:
-            lanes[lane] = list(_fused(lanes[lane], edge, encoder, stage))
-        elif stage < encoder.num_stages - 1 or lane in allowed:
-            lanes[lane] = _around(lanes[lane], list(_followed(order, encoder, stage)))
+    is_around = False
+    for stage in reversed(range(encoder.num_stages)):
+        at = [lane for lane in encoder.lanes(stage) if lane in _lanes_before(encoder, stage, allowed)]
+        is_around = is_around or any(lanes[lane] and lane not in consumer_lanes for lane in at)
+        for lane in at:
+            if is_around:
+                lanes[lane] = _around(lanes[lane], list(_followed(order, encoder, stage)))
+            elif lane in consumer_lanes:
+                lanes[lane] = list(_fused(lanes[lane], edge, encoder, stage))
+            else:
+                lanes[lane] = list(_followed(order, encoder, stage))
+
+
+def _lanes_before(encoder: ModuleOnLanes, stage: int, allowed: Sequence[int]) -> set[int]:
+    """The lanes of a stage whose replicas have their last stage on one of the allowed lanes."""
+    gangs, last = encoder.stages[stage], encoder.stages[-1]
+    if len(gangs) != len(last):
+        return set(encoder.lanes(stage))
+    return {lane for gang, end in zip(gangs, last, strict=True) if set(end) & set(allowed) for lane in gang}
 
 
 def _around(actions: list[Action], added: list[Action]) -> list[Action]:
     """A lane's actions between the forwards and the backwards of an encoder: these wait for all of them at most."""
-    if not actions:
-        return added
     forwards, backwards = ([a for a in added if (a.kind is Kind.F) == is_forward] for is_forward in (True, False))
     return forwards + actions + backwards
 
