@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from hetsched.check.grid import draw
 from hetsched.errors import ScheduleError
-from hetsched.schedule.action import Action, Kind
+from hetsched.schedule.action import Kind
 from hetsched.schedule.program import Program
 from hetsched.schedule.table import ActionTable
 
@@ -28,22 +28,15 @@ def memory_changes(program: Program, lane: int, held_bytes: ActionTable) -> Iter
             continue
         acquired = released = 0
         for part in action.parts or (action,):
-            held = _held_by(part, held_bytes, lane)
+            held = sum(
+                held_bytes.find(Kind.F, part.module, part.stage, microbatch=m, lane=lane) or 0
+                for m in part.microbatches
+            )
             if part.kind is Kind.F:
                 acquired += held
             if part.kind is Kind.B or part.kind is Kind.W or (part.kind is Kind.F and not has_backward[part.module]):
                 released += held
         yield position, acquired, released
-
-
-def _held_by(part: Action, held_bytes: ActionTable, lane: int) -> int:
-    """What the forward of an action's microbatches holds."""
-    if held_bytes.is_by_stage(part.module):
-        each = held_bytes.find(Kind.F, part.module, part.stage, microbatch=part.first, lane=lane) or 0
-        return each * len(part.microbatches)
-    return sum(
-        held_bytes.find(Kind.F, part.module, part.stage, microbatch=m, lane=lane) or 0 for m in part.microbatches
-    )
 
 
 def check_memory(program: Program, held_bytes: ActionTable, *, limit: int) -> None:

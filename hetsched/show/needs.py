@@ -45,12 +45,10 @@ def needs(timeline: Timeline, spans: Sequence[Span], messages: Iterable[tuple[Sp
     for sent, received in messages:
         action = sent.action
         is_forward, m = action.kind is Kind.SEND_F, action.first
-        source = target = (action.module, action.stage)
         if action.module in ends:
-            producer, consumer = ends[action.module]
-            source, target = (producer, consumer) if is_forward else (consumer, producer)
+            source, target = ends[action.module][:: 1 if is_forward else -1]
         else:
-            target = (action.module, received.action.stage)
+            source, target = (action.module, action.stage), (action.module, received.action.stage)
         maker = at.get((sent.lane, *source, is_forward, m))
         user = at.get((received.lane, *target, is_forward, m))
         if maker is not None and user is not None:

@@ -45,7 +45,10 @@ def _by_end(span: Span) -> tuple[int, int, int]:
 
 
 class _Causes:
-    """What each span of a timeline waited for; of a lane what is asked for is looked up when it first is."""
+    """What each span of a timeline waited for; of a lane what is asked for is looked up when it first is.
+
+    Spans are known here by identity: to hash one costs as much as all the rest.
+    """
 
     def __init__(self, timeline: Timeline, messages: Iterable[tuple[Span, Span]]) -> None:
         pairs = list(messages)
@@ -53,7 +56,7 @@ class _Causes:
         self._received = dict(zip((id(sent) for sent, _ in pairs), map(itemgetter(1), pairs), strict=True))
         self._sent = dict(zip((id(received) for _, received in pairs), map(itemgetter(0), pairs), strict=True))
         self._lanes: dict[int, _Lane] = {}
-        self._stages = {module.name: module for module in timeline.program.topology.modules}
+        self._modules = {module.name: module for module in timeline.program.topology.modules}
 
     def of(self, span: Span) -> list[Span]:
         if span.stream is Stream.COMPUTE:
@@ -73,7 +76,7 @@ class _Causes:
 
     def _gang(self, span: Span) -> Iterator[Span]:
         """The spans of all lanes that do as one what this one does."""
-        for lane in self._stages[span.action.module].lanes(span.action.stage):
+        for lane in self._modules[span.action.module].lanes(span.action.stage):
             computed = self._timeline.stream(lane, Stream.COMPUTE)
             for number in range(bisect_left(computed, span.start_ns, key=_by_start), len(computed)):
                 if computed[number].start_ns > span.start_ns:

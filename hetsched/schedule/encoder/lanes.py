@@ -30,9 +30,3 @@ def require_single_lanes(encoder: ModuleOnLanes, *, policy: str) -> None:
             f"encoder policy {policy}: {encoder.name} has {encoder.num_stages} stages on {encoder.stages}; "
             "it places encoders of one stage, each replica on one lane: use three_phase or stage0 for others"
         )
-
-
-def stages_on_lanes(encoder: ModuleOnLanes) -> list[tuple[int, int]]:
-    """(stage, lane) pairs; later stages first, so that prepending forwards keeps stages in order."""
-    pairs = [(stage, lane) for stage in range(encoder.num_stages) for lane in encoder.lanes(stage)]
-    return pairs[::-1]

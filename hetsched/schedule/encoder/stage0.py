@@ -23,7 +23,7 @@ def stage0(topology: Topology, edge: Edge, lanes: Lanes, num_microbatches: int) 
     allowed = encoder_lanes(topology, edge, policy="stage0")
     is_around = False
     for stage in reversed(range(encoder.num_stages)):
-        at = [lane for lane in encoder.lanes(stage) if lane in _lanes_before(encoder, stage, allowed)]
+        at = _working_lanes(encoder, stage, allowed)
         is_around = is_around or any(lanes[lane] and lane not in consumer_lanes for lane in at)
         for lane in at:
             if is_around:
@@ -34,12 +34,12 @@ def stage0(topology: Topology, edge: Edge, lanes: Lanes, num_microbatches: int) 
                 lanes[lane] = list(_followed(order, encoder, stage))
 
 
-def _lanes_before(encoder: ModuleOnLanes, stage: int, allowed: Sequence[int]) -> set[int]:
+def _working_lanes(encoder: ModuleOnLanes, stage: int, allowed: Sequence[int]) -> list[int]:
     """The lanes of a stage whose replicas have their last stage on one of the allowed lanes."""
     gangs, last = encoder.stages[stage], encoder.stages[-1]
     if len(gangs) != len(last):
-        return set(encoder.lanes(stage))
-    return {lane for gang, end in zip(gangs, last, strict=True) if set(end) & set(allowed) for lane in gang}
+        return list(encoder.lanes(stage))
+    return [lane for gang, end in zip(gangs, last, strict=True) if set(end) & set(allowed) for lane in gang]
 
 
 def _around(actions: list[Action], added: list[Action]) -> list[Action]:
